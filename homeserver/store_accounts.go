@@ -24,11 +24,6 @@ type AccountStore interface {
 	// Deactivate ends an account for ever: no password, no devices, no tokens,
 	// no pushers, no keys; with erase no profile either. The ID stays taken.
 	Deactivate(ctx context.Context, id matrix.UserID, erase bool) error
-	// SearchUsers returns users whose ID or display name contains term (case is
-	// ignored), at most limit, deactivated ones and guests left out.
-	SearchUsers(ctx context.Context, term string, limit int) ([]matrix.UserID, error)
-	// DeleteGuests ends guest accounts that were made and last seen before a time.
-	DeleteGuests(ctx context.Context, before time.Time) (int, error)
 
 	// CreateSession stores a login. Tokens that the device had before are gone
 	// after it; its keys stay.
