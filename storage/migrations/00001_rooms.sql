@@ -57,6 +57,7 @@ CREATE TABLE events (
 );
 CREATE INDEX events_room ON events (room_nid, pos);
 CREATE INDEX events_sticky ON events (room_nid, sticky_until) WHERE sticky_until > 0;
+CREATE INDEX events_sticky_pos ON events (pos) WHERE sticky_until > 0;
 
 -- Every change of a room's current state. On one server each row stands for the
 -- state event at the same position; with federation, state resolution adds rows
