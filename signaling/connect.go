@@ -21,7 +21,7 @@ import (
 
 const (
 	maxJoinRequest = 1 << 20   // bytes, inflated
-	maxNameLen        = 256       // bytes of an identity, a room's or a person's name
+	maxNameLen     = 256       // bytes of an identity, a room's or a person's name
 	maxMetadata    = 512 << 10 // bytes
 	maxAttributes  = 64 << 10  // bytes, keys and values together
 )

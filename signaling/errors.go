@@ -12,8 +12,8 @@ import (
 // An edge says what one kind of error looks like at each of the LiveKit
 // protocol's edges. Whatever is of no kind is internal.
 type edge struct {
-	status int                           // of a failed join
-	twirp  twirpCode                     // of a failed RoomService call
+	status int                            // of a failed join
+	twirp  twirpCode                      // of a failed RoomService call
 	reason livekit.RequestResponse_Reason // of a failed signal request
 }
 

@@ -256,4 +256,3 @@ func (s *Server) memberNamed(c *claims, room, identity string) (*sfu.Member, err
 	}
 	return m, nil
 }
-

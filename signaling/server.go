@@ -19,15 +19,22 @@ import (
 
 // Config is what an operator may choose about signaling.
 type Config struct {
-	APIKey     string        // issuer of the LiveKit tokens
-	APISecret  string        // their HMAC secret
-	TokenTTL   time.Duration // lifetime of the tokens this server mints
-	LeaveGrace time.Duration // how long a participant without a signal socket is kept
-	AutoCreate bool          // whether joining creates a room that does not exist
-
-	EmptyTimeout    time.Duration // a room nobody has joined closes after this
-	LeaveTimeout    time.Duration // a room everybody has left closes after this
-	MaxParticipants int           // in one room; 0 means no limit
+	// APIKey is the issuer of the LiveKit tokens, APISecret their HMAC secret.
+	APIKey    string `yaml:"api_key"`
+	APISecret string `yaml:"api_secret"`
+	// TokenTTL is the lifetime of the tokens that this server mints.
+	TokenTTL time.Duration `yaml:"token_ttl"`
+	// LeaveGrace is how long a participant is kept whose signal socket is lost
+	// or silent.
+	LeaveGrace time.Duration `yaml:"leave_grace"`
+	// AutoCreate makes a room that does not exist when somebody joins it.
+	AutoCreate bool `yaml:"auto_create"`
+	// EmptyTimeout closes a room that nobody has joined, LeaveTimeout one that
+	// everybody has left.
+	EmptyTimeout time.Duration `yaml:"empty_timeout"`
+	LeaveTimeout time.Duration `yaml:"leave_timeout"`
+	// MaxParticipants bounds a room; 0 means no limit.
+	MaxParticipants int `yaml:"max_participants"`
 }
 
 // DefaultConfig returns the settings of a server whose operator chose nothing.
@@ -214,9 +221,9 @@ type gate interface {
 
 type openGate struct{}
 
-func (openGate) check(context.Context, call.Grant) error         { return nil }
-func (openGate) here(call.RoomName, call.Identity)               {}
-func (openGate) gone(call.RoomName, call.Identity, bool)         {}
+func (openGate) check(context.Context, call.Grant) error { return nil }
+func (openGate) here(call.RoomName, call.Identity)       {}
+func (openGate) gone(call.RoomName, call.Identity, bool) {}
 
 // evict removes a participant at once: its media stops both ways before evict
 // returns, its socket closes when the leave has been flushed.
