@@ -87,6 +87,9 @@ func (m *matrixRTC) run(ctx context.Context) error {
 	defer m.work.close()
 	defer m.stopWatch()
 	if err := m.leaves.start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return fmt.Errorf("take up delegated leaves: %w", err)
 	}
 	sweep := time.NewTicker(sweepEvery)
