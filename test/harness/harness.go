@@ -104,6 +104,7 @@ func (s *Server) run(listen string) {
 	s.t.Helper()
 	cmd := exec.Command(binary(s.t), "demo", "--json", "--listen", listen, "--data", s.data)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = append(os.Environ(), "TRUNKHALL_LOG_LEVEL=debug")
 	cmd.Stderr = s.log
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
