@@ -10,7 +10,11 @@ import (
 
 // accounts is the part of a Server that knows users, devices and their keys.
 type accounts struct {
-	uia uiaSessions
+	uia       uiaSessions
+	passwords passwordHasher
+	rulesets  rulesetCache
+	presence  presenceBook
+	media     mediaFolder
 
 	seenMu sync.Mutex // guards seen
 	seen   map[seenKey]time.Time
@@ -26,7 +30,10 @@ type seenKey struct {
 func (s *Server) initAccounts() error {
 	s.seen = make(map[seenKey]time.Time)
 	s.uia.open = make(map[string]*uiaSession)
-	return nil
+	s.passwords = newPasswordHasher()
+	var err error
+	s.media, err = openMediaFolder(s.deps.MediaDir)
+	return err
 }
 
 // runAccounts drops what has expired, every few minutes until ctx ends.
@@ -50,7 +57,10 @@ func (s *Server) runAccounts(ctx context.Context) {
 // accountRoutes lists the endpoints of the accounts part.
 func (s *Server) accountRoutes() []route {
 	var all []route
-	for _, rs := range [][]route{s.discoveryRoutes()} {
+	for _, rs := range [][]route{
+		s.discoveryRoutes(), s.registerRoutes(), s.loginRoutes(), s.deviceRoutes(), s.profileRoutes(), s.accountDataRoutes(),
+		s.pushRuleRoutes(), s.pusherRoutes(), s.keyRoutes(), s.keyBackupRoutes(), s.toDeviceRoutes(), s.mediaRoutes(), s.callRoutes(), s.miscRoutes(),
+	} {
 		all = append(all, rs...)
 	}
 	return all

@@ -57,8 +57,10 @@ func writeError(w http.ResponseWriter, e *matrix.Error) {
 	for k, v := range e.Extra {
 		body[k] = v
 	}
-	body["errcode"] = e.Code
-	body["error"] = e.Message
+	if e.Code != "" { // user-interactive authentication asks for more without being an error
+		body["errcode"] = e.Code
+		body["error"] = e.Message
+	}
 	writeJSON(w, e.Status, body)
 }
 

@@ -30,17 +30,23 @@ func (r *request) decode(v any) error {
 
 // decodeOptional is decode for endpoints whose body may be absent.
 func (r *request) decodeOptional(v any) error {
-	raw, err := r.body(maxJSONBody)
+	raw, err := r.objectOrEmpty()
 	if err != nil {
 		return err
 	}
-	if len(bytes.TrimSpace(raw)) == 0 {
-		return nil
-	}
-	if err := checkObject(raw); err != nil {
-		return err
-	}
 	return decodeJSON(raw, v)
+}
+
+// objectOrEmpty is object for endpoints whose body may be absent: {} then.
+func (r *request) objectOrEmpty() (json.RawMessage, error) {
+	raw, err := r.body(maxJSONBody)
+	if err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(raw)) == 0 {
+		return json.RawMessage("{}"), nil
+	}
+	return json.RawMessage(raw), checkObject(raw)
 }
 
 // object reads the body and returns it if it is a JSON object of bounded size

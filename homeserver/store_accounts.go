@@ -60,6 +60,9 @@ type AccountStore interface {
 
 	// PutAccountData sets one event of account data; room "" is global.
 	PutAccountData(ctx context.Context, user matrix.UserID, room matrix.RoomID, d matrix.AccountData) error
+	// UpdateAccountData sets one event of account data to what change makes of it;
+	// old is nil if there was none. change must be quick and not call the store.
+	UpdateAccountData(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string, change func(old json.RawMessage) (json.RawMessage, error)) error
 	AccountDataEvent(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string) (json.RawMessage, error)
 	// GlobalAccountData returns what changed in (since, upTo]; since 0: all there is.
 	GlobalAccountData(ctx context.Context, user matrix.UserID, since, upTo int64) ([]matrix.AccountData, error)

@@ -462,6 +462,25 @@ func (db *DB) putAccountData(tx *sql.Tx, user matrix.UserID, room matrix.RoomID,
 	return err
 }
 
+// UpdateAccountData sets one event of account data to what change makes of it.
+func (db *DB) UpdateAccountData(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string, change func(old json.RawMessage) (json.RawMessage, error)) error {
+	return db.write(ctx, func(tx *sql.Tx) error {
+		var old json.RawMessage
+		var content string
+		err := tx.QueryRow("SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?", user, room, typ).Scan(&content)
+		if err == nil {
+			old = json.RawMessage(content)
+		} else if !errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("account data of %s: %w", user, err)
+		}
+		now, err := change(old)
+		if err != nil {
+			return err // the caller's own
+		}
+		return db.putAccountData(tx, user, room, matrix.AccountData{Type: typ, Content: now})
+	})
+}
+
 // AccountDataEvent returns the content of one event of account data.
 func (db *DB) AccountDataEvent(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string) (json.RawMessage, error) {
 	var content string

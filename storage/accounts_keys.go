@@ -205,7 +205,7 @@ func (db *DB) OneTimeKeyCounts(ctx context.Context, user matrix.UserID, device m
 	if err != nil {
 		return nil, fmt.Errorf("one-time key counts: %w", err)
 	}
-	counts := make(map[string]int, len(all))
+	counts := map[string]int{"signed_curve25519": 0} // clients look for it to know that they must upload
 	for _, c := range all {
 		counts[c.algorithm] = c.n
 	}
