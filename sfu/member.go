@@ -161,6 +161,7 @@ func (m *Member) MuteByServer(sid call.TrackSID, muted bool) error {
 	return m.onTrack(sid, func(t *track) error {
 		if t.info.Muted != muted {
 			m.emit(EventMute{SID: sid, Muted: muted})
+			t.up.setSilenced(muted)
 			m.room.setMuted(t, muted)
 		}
 		return nil

@@ -370,6 +370,9 @@ func (r *Room) failed(m *Member) {
 	m.emit(EventLeave{Reason: ReasonConnectionTimeout, Action: ActionResume})
 }
 
+// recovered is called when a connection that is not the primary one works again.
+func (r *Room) recovered(m *Member) { m.failedAt = time.Time{} }
+
 // signalLost is documented at Member.SignalLost.
 func (r *Room) signalLost(m *Member) {
 	m.lost = true

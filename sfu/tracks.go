@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pion/webrtc/v4"
+
 	"github.com/trunkhall/trunkhall/call"
 )
 
@@ -27,6 +29,7 @@ type track struct {
 	up        *upTrack
 	told      bool // EventTrackSubscribed was sent
 	dyn       dynacast
+	stale     bool // others have not been told of the present info
 }
 
 // A subscription is one member's wish for one track, fulfilled by down.
@@ -106,7 +109,8 @@ func (r *Room) addTrack(m *Member, a AddTrack) (TrackInfo, error) {
 	t := &track{owner: m, sid: newTrackSID(a.Kind, a.Source), subs: make(map[*Member]*subscription)}
 	t.info = a.info(t.sid)
 	t.up = newUpTrack(t.sid, t.info, r.log)
-	t.up.setMuted(t.info.Muted)
+	t.up.onMedia = func(c webrtc.RTPCodecParameters) { r.post(func() { r.mediaCame(t, c) }) }
+	t.up.onLayer = func(i int, rid string, ssrc uint32) { r.post(func() { r.layerCame(t, i, rid, ssrc) }) }
 	m.tracks[t.sid] = t
 	m.emit(EventTrackPublished{CID: a.CID, Track: t.snapshot()})
 	return t.snapshot(), nil
@@ -234,7 +238,9 @@ func (r *Room) setMuted(t *track, muted bool) {
 		return
 	}
 	t.info.Muted = muted
-	t.up.setMuted(muted)
+	if !muted {
+		t.up.setSilenced(false)
+	}
 	r.changed(t.owner)
 }
 
@@ -456,6 +462,10 @@ func (r *Room) tellDynacast(t *track) {
 
 // tickTrack runs every 400 ms for each published track.
 func (r *Room) tickTrack(t *track, now time.Time) {
+	if t.stale {
+		t.stale = false
+		r.changed(t.owner)
+	}
 	if t.info.Kind != KindVideo {
 		return
 	}
@@ -463,4 +473,124 @@ func (r *Room) tickTrack(t *track, now time.Time) {
 		r.tellDynacast(t)
 	}
 	t.up.tick(now)
+}
+
+// claim finds the announced track of each media section on which the client
+// sends, nil where there is none, and ends tracks whose section has stopped.
+func (r *Room) claim(m *Member, sections []section) []*track {
+	out := make([]*track, len(sections))
+	if m.gone {
+		return out
+	}
+	taken := make(map[*track]bool)
+	for i, s := range sections {
+		if s.data || !s.sends {
+			continue
+		}
+		for _, t := range m.tracks {
+			if t.info.MID == s.mid && t.info.Kind == s.kind {
+				out[i], taken[t] = t, true
+			}
+		}
+	}
+	for _, t := range m.tracks {
+		if t.info.MID != "" && !taken[t] {
+			r.removeTrack(t, false) // the client unpublished it
+		}
+	}
+	for i, s := range sections {
+		if s.data || !s.sends || out[i] != nil {
+			continue
+		}
+		if t := m.announced(s, taken); t != nil {
+			out[i], taken[t] = t, true
+			r.negotiated(t, s)
+		}
+	}
+	return out
+}
+
+// announced finds the track of a new section: by CID, or else the oldest one of
+// the same kind, since some clients' descriptions name tracks differently.
+func (m *Member) announced(s section, taken map[*track]bool) *track {
+	var oldest *track
+	for _, t := range m.tracks {
+		if t.info.MID != "" || taken[t] || t.info.Kind != s.kind {
+			continue
+		}
+		if t.info.Codecs[0].CID == s.cid {
+			return t
+		}
+		if oldest == nil || t.info.PublishedAt.Before(oldest.info.PublishedAt) {
+			oldest = t
+		}
+	}
+	for _, t := range m.tracks {
+		for _, c := range t.info.Codecs[1:] {
+			if c.CID == s.cid {
+				return nil // a backup codec, which nobody asked for
+			}
+		}
+	}
+	return oldest
+}
+
+// negotiated notes what a new section tells of its track.
+func (r *Room) negotiated(t *track, s section) {
+	t.info.MID = s.mid
+	t.up.rids.Store(&s.rids)
+	if len(s.rids) > 0 {
+		for i := range t.info.Layers {
+			if t.info.Layers[i].RID == "" && i < len(s.rids) {
+				t.info.Layers[i].RID = s.rids[i]
+			}
+		}
+	} else if len(s.ssrcs) > 0 && len(t.info.Layers) == 1 {
+		t.info.Layers[0].SSRC = s.ssrcs[0]
+	}
+	t.syncLayers()
+	if t.info.Muted {
+		r.publish(t) // there may be no packet for a long time
+	}
+}
+
+// mediaCame is called when a track's first packet tells its codec, and again
+// if the publisher changes it.
+func (r *Room) mediaCame(t *track, c webrtc.RTPCodecParameters) {
+	if t.owner.gone || t.owner.tracks[t.sid] != t {
+		return
+	}
+	changed := t.published && !strings.EqualFold(t.info.MimeType, c.MimeType)
+	t.info.MimeType = c.MimeType
+	t.syncLayers()
+	if !t.published {
+		r.publish(t)
+		return
+	}
+	if !changed {
+		return
+	}
+	r.changed(t.owner)
+	for m, s := range t.subs { // their payload type is the old codec's
+		r.dropSub(s)
+		r.reconcile(m, t)
+	}
+}
+
+// layerCame is called when a layer has its first packet.
+func (r *Room) layerCame(t *track, index int, rid string, ssrc uint32) {
+	if t.owner.gone || t.owner.tracks[t.sid] != t {
+		return
+	}
+	for i := range t.info.Layers {
+		l := &t.info.Layers[i]
+		if l.RID == rid && rid != "" || rid == "" && len(t.info.Layers) == 1 {
+			l.SSRC, l.Spatial = ssrc, int32(index)
+		}
+	}
+	t.syncLayers()
+	if t.published {
+		t.stale = true // told with the next tick: layers come in quick succession
+	}
+	t.up.retarget(time.Now())
 }
