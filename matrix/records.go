@@ -155,3 +155,9 @@ func (e *Event) RelatesTo() (parent EventID, relType, key string) {
 	rel := content["m.relates_to"]
 	return EventID(contentString(rel, "event_id")), contentString(rel, "rel_type"), contentString(rel, "key")
 }
+
+// PrevMembership returns the membership that a member event replaced, "" if the
+// user had none.
+func (e *StoredEvent) PrevMembership() Membership {
+	return Membership(contentString(e.PrevContent, "membership"))
+}
