@@ -11,6 +11,10 @@ import (
 	"github.com/trunkhall/trunkhall/sfu"
 )
 
+// endOfCandidates is what browsers take for the end; clients parse every
+// trickle as JSON, also the final one.
+const endOfCandidates = `{"candidate":"","sdpMid":"0","sdpMLineIndex":0}`
+
 // event tells the client what the SFU has to say.
 func (p *participant) event(e sfu.Event) {
 	switch e := e.(type) {
@@ -19,6 +23,9 @@ func (p *participant) event(e sfu.Event) {
 	case sfu.EventOffer:
 		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_Offer{Offer: description("offer", e.ID, e.SDP, e.MIDToTrack)}})
 	case sfu.EventCandidate:
+		if e.Candidate == "" {
+			e.Candidate = endOfCandidates
+		}
 		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_Trickle{Trickle: &livekit.TrickleRequest{
 			CandidateInit: e.Candidate, Target: livekit.SignalTarget(e.Target), Final: e.Final,
 		}}})
