@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { launch, modules, must, near, open, poll, rises, roomName, run, serve, shows, sleep, sources, step, still, token } from './lib.mjs';
 
 // A peer is one page with one participant.
-async function peer(config, browser, base, room, identity, { grants, dual = false, ice, transport, key, label } = {}) {
+async function peer(config, browser, base, room, identity, { grants, dual = false, ice, transport, key, label, autoSubscribe = true } = {}) {
   const page = await open(browser, label ?? identity, `${base}/livekit.html`);
   const sockets = [];
   const joins = [];
@@ -31,7 +31,7 @@ async function peer(config, browser, base, room, identity, { grants, dual = fals
   if (ice) options.rtcConfig = { iceServers: ice, iceTransportPolicy: transport ? 'relay' : 'all' };
   p.me = await p.call('connect', {
     url: config.server.livekit_url, token: token(config.server, identity, room, grants),
-    room: { singlePeerConnection: !dual }, options: { ...options, maxRetries: 0 }, key,
+    room: { singlePeerConnection: !dual }, options: { ...options, autoSubscribe, maxRetries: 0 }, key,
   });
   must(p.me.identity === identity, `connected as ${p.me.identity}`);
   return p;
@@ -250,16 +250,18 @@ const scenarios = {
     return { bytesWithoutKey: seen.bytes };
   },
 
-  // Many publishers: the one connection grows by more sections than it began with.
+  // Many publishers: the one connection grows by more sections than it began
+  // with, and sections of those who left are used again.
   async crowd(config) {
     const base = await site();
     const browser = await launch(config, sources.green);
     const room = roomName();
+    // The machine encodes all of it: few small pictures, and only two watch.
+    const small = { camera: true, microphone: true, simulcast: false, resolution: { width: 160, height: 90, frameRate: 5 } };
     const all = [];
-    for (let i = 0; i < config.publishers; i++) {
-      const p = await peer(config, browser, base, room, `p${i}`, { dual: i === 1 });
-      // Small pictures: the machine encodes all of them.
-      await p.call('publish', { camera: i < 4, microphone: true, simulcast: false });
+    for (let i = 0; i < 6; i++) {
+      const p = await peer(config, browser, base, room, `p${i}`, { dual: i === 1, autoSubscribe: i === 0 });
+      await p.call('publish', { ...small, camera: i < 4 });
       all.push(p);
     }
     const late = await peer(config, browser, base, room, 'late');
@@ -269,8 +271,8 @@ const scenarios = {
     step('two leave, one comes');
     await all[1].call('leave');
     await all[2].call('leave');
-    const fresh = await peer(config, browser, base, room, 'fresh');
-    await fresh.call('publish', { camera: true, microphone: true, simulcast: false });
+    const fresh = await peer(config, browser, base, room, 'fresh', { autoSubscribe: false });
+    await fresh.call('publish', small);
     await decodes(late, fresh);
     await sounds(all[0], fresh);
     await decodes(late, all[3]);

@@ -54,7 +54,7 @@ func TestLiveKitEncrypted(t *testing.T) {
 }
 
 func TestLiveKitManyPublishers(t *testing.T) {
-	runLiveKit(t, "crowd", map[string]any{"publishers": 6})
+	runLiveKit(t, "crowd", nil)
 }
 
 func TestLiveKitRefused(t *testing.T) {

@@ -58,14 +58,14 @@ window.peer = {
     return this.keys.setKey(key);
   },
 
-  async publish({ camera, microphone = false, codec = 'vp8', simulcast = true }) {
+  async publish({ camera, microphone = false, codec = 'vp8', simulcast = true, resolution = { width: 640, height: 360, frameRate: 15 } }) {
     const p = this.room.localParticipant;
     const out = {};
     if (camera) {
-      const pub = await p.setCameraEnabled(true, { resolution: { width: 640, height: 360, frameRate: 15 } }, {
+      const pub = await p.setCameraEnabled(true, { resolution }, {
         videoCodec: codec, simulcast, backupCodec: false,
         videoSimulcastLayers: [VideoPresets.h180],
-        videoEncoding: { maxBitrate: 400_000, maxFramerate: 15 },
+        videoEncoding: { maxBitrate: 400_000, maxFramerate: resolution.frameRate },
       });
       out.camera = pub?.trackSid;
     }
