@@ -147,8 +147,8 @@ func (s *Server) roomRoutes() []route {
 		{post, []string{
 			"/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
 			"/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/{action}",
-		}, accessOptional, limitDelayed, s.postDelayed},
-		{post, []string{"/_matrix/client/v1/delayed_events/{delayId}/{action}"}, accessOptional, limitDelayed, s.postDelayedStable},
+		}, accessOptional, limitNone, s.postDelayed},
+		{post, []string{"/_matrix/client/v1/delayed_events/{delayId}/{action}"}, accessOptional, limitNone, s.postDelayedStable},
 		{put, room("/delayed_event/{eventType}/{txnId}"), accessGuest, limitMessage, s.putDelayedStable},
 	}
 }
