@@ -289,6 +289,12 @@ func (c *client) run() {
 func (c *client) handle(e Event) {
 	switch e := e.(type) {
 	case EventAnswer:
+		c.mu.Lock()
+		ours := e.ID == c.offerID
+		c.mu.Unlock()
+		if !ours {
+			return
+		}
 		if err := c.pub.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: e.SDP}); err != nil {
 			c.t.Errorf("%s: answer: %v\n%s", c.id, err, e.SDP)
 		}

@@ -35,6 +35,7 @@ type peer struct {
 	pc     *webrtc.PeerConnection
 
 	slots map[string]*downTrack // what is sent on which mid
+	kinds map[string]Kind       // of the client's media sections, by mid
 	free  [2]int                // receiving sections of the client without a track, by kind
 
 	remoteSet  bool
@@ -58,7 +59,7 @@ type peer struct {
 func newPeer(t *transport, target Target, dir direction) (*peer, error) {
 	p := &peer{
 		t: t, target: target,
-		slots: make(map[string]*downTrack), up: make(map[string]*upTrack),
+		slots: make(map[string]*downTrack), kinds: make(map[string]Kind), up: make(map[string]*upTrack),
 	}
 	se := webrtc.SettingEngine{LoggerFactory: pionLogger{t.log, "webrtc"}}
 	if err := t.room.srv.net.apply(&se); err != nil {
@@ -120,14 +121,21 @@ func (p *peer) openChannels() error {
 	return nil
 }
 
-// setRemoteOffer applies the client's offer; on error everything is as before.
-func (p *peer) setRemoteOffer(sdp string) error {
+// setRemoteOffer applies the client's offer.
+func (p *peer) setRemoteOffer(sdp string, sections []section) error {
+	for _, s := range sections {
+		if k, known := p.kinds[s.mid]; known && k != s.kind && !s.data {
+			return fmt.Errorf("media section %q changed its kind: %w", s.mid, call.ErrInvalid)
+		}
+	}
 	err := p.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: sdp})
 	if err != nil {
-		if p.pc.SignalingState() == webrtc.SignalingStateHaveRemoteOffer {
-			_ = p.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeRollback, SDP: sdp})
-		}
 		return fmt.Errorf("offer: %w", errors.Join(call.ErrInvalid, err))
+	}
+	for _, s := range sections {
+		if !s.data {
+			p.kinds[s.mid] = s.kind
+		}
 	}
 	p.haveRemote()
 	return nil
@@ -152,9 +160,9 @@ func (p *peer) haveRemote() {
 	}
 }
 
-func (p *peer) rollback() error {
-	return p.pc.SetLocalDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeRollback})
-}
+// stuck reports whether an offer was taken only halfway: the connection can
+// not take it back.
+func (p *peer) stuck() bool { return p.pc.SignalingState() == webrtc.SignalingStateHaveRemoteOffer }
 
 // answerOffer makes the answer and returns it as the client must see it.
 func (p *peer) answerOffer(styles map[string]answerStyle) (string, error) {
@@ -163,9 +171,6 @@ func (p *peer) answerOffer(styles map[string]answerStyle) (string, error) {
 		err = p.pc.SetLocalDescription(answer)
 	}
 	if err != nil {
-		if p.pc.SignalingState() == webrtc.SignalingStateHaveRemoteOffer {
-			_ = p.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeRollback})
-		}
 		return "", err
 	}
 	return styleAnswer(answer.SDP, styles)

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/pion/ice/v4"
 	"github.com/pion/sdp/v3"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -44,11 +46,18 @@ func parseDescription(text string) ([]section, error) {
 	if len(d.MediaDescriptions) == 0 || len(d.MediaDescriptions) > maxSections {
 		return nil, fmt.Errorf("description with %d media sections: %w", len(d.MediaDescriptions), call.ErrInvalid)
 	}
+	if err := checkSecurity(&d); err != nil {
+		return nil, err
+	}
 	seen := make(map[string]bool)
+	types := make(map[string]string)
 	var out []section
 	for _, m := range d.MediaDescriptions {
 		s, err := parseSection(&d, m)
 		if err != nil {
+			return nil, err
+		}
+		if err := checkCodecs(m, s, types); err != nil {
 			return nil, err
 		}
 		if seen[s.mid] {
@@ -58,6 +67,98 @@ func parseDescription(text string) ([]section, error) {
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// checkSecurity wants what ICE and DTLS cannot do without (RFC 8829 section
+// 5.8), in the session or in the section that leads the bundle.
+func checkSecurity(d *sdp.SessionDescription) error {
+	lead := d.MediaDescriptions[0]
+	if group, ok := d.Attribute("group"); ok {
+		if f := strings.Fields(group); len(f) > 1 && f[0] == "BUNDLE" {
+			for _, m := range d.MediaDescriptions {
+				if mid, _ := m.Attribute("mid"); mid == f[1] {
+					lead = m
+					break
+				}
+			}
+		}
+	}
+	for key, size := range map[string][2]int{"ice-ufrag": {4, 256}, "ice-pwd": {22, 256}, "fingerprint": {8, 256}} {
+		v, ok := d.Attribute(key)
+		if !ok {
+			v, ok = lead.Attribute(key)
+		}
+		if !ok || len(v) < size[0] || len(v) > size[1] {
+			return fmt.Errorf("description without usable %s: %w", key, call.ErrInvalid)
+		}
+		if key == "fingerprint" && len(strings.Fields(v)) != 2 {
+			return fmt.Errorf("malformed fingerprint: %w", call.ErrInvalid)
+		}
+	}
+	candidates := 0
+	for _, a := range lead.Attributes {
+		if a.Key != "candidate" {
+			continue
+		}
+		if candidates++; candidates > maxRemoteCands {
+			return fmt.Errorf("more than %d candidates: %w", maxRemoteCands, call.ErrInvalid)
+		}
+		if _, err := ice.UnmarshalCandidate(a.Value); err != nil &&
+			!errors.Is(err, ice.ErrUnknownCandidateTyp) && !errors.Is(err, ice.ErrDetermineNetworkType) {
+			return fmt.Errorf("candidate: %w", errors.Join(call.ErrInvalid, err))
+		}
+	}
+	return nil
+}
+
+// checkCodecs wants every payload type of a section to be described, and types,
+// which is filled in here, to mean the same in all sections (RFC 8843 section
+// 9.1): what the media engine would stumble over halfway.
+func checkCodecs(m *sdp.MediaDescription, s section, types map[string]string) error {
+	if s.data {
+		return nil
+	}
+	maps := make(map[string]string)
+	for _, a := range m.Attributes {
+		switch a.Key {
+		case "rtpmap":
+			pt, codec, _ := strings.Cut(a.Value, " ")
+			maps[pt] = strings.ToLower(codec)
+		case "fmtp":
+			if apt := fmtpValue(afterSpace(a.Value), "apt"); apt != "" {
+				if _, err := strconv.ParseUint(apt, 10, 7); err != nil {
+					return fmt.Errorf("retransmission of payload type %q: %w", apt, call.ErrInvalid)
+				}
+			}
+		case "extmap":
+			var e sdp.ExtMap
+			if err := e.Unmarshal(a.String()); err != nil {
+				return fmt.Errorf("header extension: %w", errors.Join(call.ErrInvalid, err))
+			}
+		}
+	}
+	for _, pt := range m.MediaName.Formats {
+		if _, err := strconv.ParseUint(pt, 10, 7); err != nil {
+			return fmt.Errorf("payload type %q: %w", pt, call.ErrInvalid)
+		}
+		codec, ok := maps[pt]
+		if !ok {
+			if pt == "0" {
+				continue // of a rejected section
+			}
+			return fmt.Errorf("payload type %s without rtpmap: %w", pt, call.ErrInvalid)
+		}
+		if was, ok := types[pt]; ok && was != codec {
+			return fmt.Errorf("payload type %s is %s and %s: %w", pt, was, codec, call.ErrInvalid)
+		}
+		types[pt] = codec
+	}
+	return nil
+}
+
+func afterSpace(s string) string {
+	_, rest, _ := strings.Cut(s, " ")
+	return rest
 }
 
 func parseSection(d *sdp.SessionDescription, m *sdp.MediaDescription) (section, error) {

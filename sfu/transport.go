@@ -230,12 +230,19 @@ func (t *transport) offer(id uint32, sdp string) error {
 	if err != nil {
 		return err
 	}
-	return t.call(func() error { return t.takeOffer(id, sdp, sections) })
+	return t.call(func() error {
+		err := t.takeOffer(id, sdp, sections)
+		if err != nil && t.pub.stuck() {
+			t.log.Info("offer broke the connection: client must reconnect", "error", err)
+			t.room.post(func() { t.room.remove(t.m, ReasonUnknown, ActionReconnect) })
+		}
+		return err
+	})
 }
 
 func (t *transport) takeOffer(id uint32, sdp string, sections []section) error {
 	p := t.pub
-	if err := p.setRemoteOffer(sdp); err != nil {
+	if err := p.setRemoteOffer(sdp, sections); err != nil {
 		return err
 	}
 	// Which of the client's media sections carries which announced track?
@@ -447,17 +454,17 @@ func (t *transport) resumed() {
 			}
 			return
 		}
-		if t.sub.pc.RemoteDescription() == nil {
-			t.sub.offeredAt = time.Time{}
-			t.dirty = true
-			return
-		}
 		if !t.sub.offeredAt.IsZero() {
-			// The offer in flight was lost with the old connection.
-			if err := t.sub.rollback(); err != nil {
-				t.log.Warn("cannot take back an offer", "error", err)
+			// The offer in flight may have been lost with the old signalling
+			// connection. It can not be taken back: send it again.
+			t.sub.restart = true
+			t.sub.offeredAt = time.Now()
+			if o := t.sub.pc.PendingLocalDescription(); o != nil {
+				if sdp, err := styleAnswer(o.SDP, nil); err == nil {
+					t.m.emit(EventOffer{ID: t.sub.offerID, SDP: sdp, MIDToTrack: t.sub.midToTrack()})
+				}
 			}
-			t.sub.offeredAt = time.Time{}
+			return
 		}
 		t.sendOffer(true)
 	})
