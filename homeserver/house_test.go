@@ -245,4 +245,3 @@ func types(events any) map[string]any {
 	}
 	return out
 }
-
