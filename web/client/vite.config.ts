@@ -1,13 +1,33 @@
+import { gzipSync } from "node:zlib";
+import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
 // During development the page is served by Vite and everything that belongs to
 // the server is handed on to a running Trunkhall (TRUNKHALL_URL, default the
 // address that `trunkhall demo` uses).
-declare const process: { env: Record<string, string | undefined> };
 const server = process.env.TRUNKHALL_URL ?? "http://127.0.0.1:8008";
 const toServer = { target: server, changeOrigin: false, ws: true };
 
+// The server sends a file's .gz neighbour to browsers that take it. Worth it
+// for code and above all for the WebAssembly part.
+const compressed: Plugin = {
+  name: "compressed",
+  apply: "build",
+  generateBundle: {
+    order: "post",
+    handler(_options, bundle) {
+      for (const file of Object.values(bundle)) {
+        if (!/\.(js|css|wasm|svg)$/.test(file.fileName)) continue;
+        const source = file.type === "chunk" ? file.code : file.source;
+        if (source.length < 2048) continue;
+        this.emitFile({ type: "asset", fileName: `${file.fileName}.gz`, source: gzipSync(source, { level: 9 }) });
+      }
+    },
+  },
+};
+
 export default defineConfig({
+  plugins: [compressed],
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
   build: {
     outDir: "../dist",

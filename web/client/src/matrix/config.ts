@@ -12,7 +12,6 @@ export interface ServerState {
   reachable: boolean;
   ms?: number;
   registration: Registration;
-  error?: string;
 }
 
 /**
@@ -57,17 +56,23 @@ export function registrationFrom(status: number, body: unknown): Registration {
   return "closed";
 }
 
-/** lookAtServer asks whether the server answers and whether it takes new accounts. */
-export async function lookAtServer(config: ServerConfig): Promise<ServerState> {
+/** pingServer measures how long the server takes to answer; undefined means that it does not. */
+export async function pingServer(config: ServerConfig): Promise<number | undefined> {
   const began = performance.now();
   try {
-    const res = await fetch(`${config.baseUrl}/_matrix/client/versions`);
-    if (!res.ok) return { reachable: false, registration: "unknown", error: `HTTP ${res.status}` };
+    const res = await fetch(`${config.baseUrl}/_matrix/client/versions`, { cache: "no-store" });
+    if (!res.ok) return undefined;
     await res.json();
-  } catch (e) {
-    return { reachable: false, registration: "unknown", error: String(e) };
+  } catch {
+    return undefined;
   }
-  const ms = Math.round(performance.now() - began);
+  return Math.round(performance.now() - began);
+}
+
+/** lookAtServer asks whether the server answers and whether it takes new accounts. */
+export async function lookAtServer(config: ServerConfig): Promise<ServerState> {
+  const ms = await pingServer(config);
+  if (ms === undefined) return { reachable: false, registration: "unknown" };
   let registration: Registration = "unknown";
   try {
     const res = await fetch(`${config.baseUrl}/_matrix/client/v3/register`, {

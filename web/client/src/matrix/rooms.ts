@@ -13,6 +13,7 @@ import {
   type RoomMember,
 } from "matrix-js-sdk";
 import { GuestAccess } from "matrix-js-sdk/lib/@types/partials";
+import { localpart } from "../lib/format.ts";
 import { formatRoute } from "../lib/router.ts";
 
 /** Who a room's link lets in. */
@@ -149,8 +150,8 @@ export function mayInvite(room: Room, me: string): boolean {
   return room.canInvite(me);
 }
 
-/** nameOf is how a person is called in a room. */
+/** nameOf is how a person is called in a room: the display name, or the ID without its server. */
 export function nameOf(room: Room | null | undefined, userId: string): string {
-  const m = room?.getMember(userId);
-  return m?.rawDisplayName ?? m?.name ?? userId;
+  const name = room?.getMember(userId)?.rawDisplayName;
+  return name !== undefined && name !== "" && name !== userId ? name : localpart(userId);
 }

@@ -30,7 +30,7 @@ export const en = {
     lead: "Talk and see each other in any Matrix room, from this page or from another Matrix app.",
     signIn: "Sign in",
     register: "Create account",
-    link: "Join with a link",
+    link: "Use a link",
     user: "Username",
     userHint: "or @name:server",
     password: "Password",
@@ -106,6 +106,7 @@ export const en = {
 
   room: {
     encrypted: "End-to-end encrypted",
+    encryptedShort: "Encrypted",
     notEncrypted: "Not encrypted",
     anyone: "Anyone with the link may come in",
     members: (n: number) => many(n, "member", "members"),
@@ -206,6 +207,7 @@ export const en = {
     checking: "Checking your network …",
     checkOk: (ms: number) => `Your network is fine: UDP is open, the server answers in ${ms} ms.`,
     checkNoRelay: (ms: number) => `The server answers in ${ms} ms. It has no relay to test UDP with.`,
+    checkServer: (ms: number) => `The server answers in ${ms} ms.`,
     checkTcp: "Your network blocks UDP. Calls go over TCP; pictures may stutter.",
     checkBad: "Neither UDP nor TCP reaches the server’s relay. Media may still get through directly.",
     checkDown: "The server does not answer.",

@@ -117,7 +117,9 @@ function CallHead({ call, spotlight, onLayout, onSettings }: { call: Call; spotl
         <span class={`lock ${call.encrypted ? "live" : ""}`} data-testid="call-encryption" title={call.encrypted ? t.room.encrypted : t.room.notEncrypted}>
           <Icon name={call.encrypted ? "lock" : "unlock"} size={16} />
           <span class="wide-only">{call.encrypted ? t.room.encrypted : t.room.notEncrypted}</span>
-          {!call.encrypted && <span class="only-narrow-inline">{t.room.notEncrypted}</span>}
+          <span class="only-narrow-inline" aria-hidden="true">
+            {call.encrypted ? t.room.encryptedShort : t.room.notEncrypted}
+          </span>
         </span>
       </div>
       <span class="call-facts">
@@ -257,7 +259,7 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
           {tile.local && !screen && ` (${t.you})`}
         </span>
         {tile.plain && (
-          <span class="plain" data-testid="tile-plain">
+          <span class="unsealed" data-testid="tile-plain">
             <Icon name="unlock" size={16} /> <span>{t.call.plain}</span>
           </span>
         )}

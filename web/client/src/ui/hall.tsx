@@ -23,7 +23,8 @@ export function Hall(): JSX.Element {
   const name = route.at === "room" ? route.room : undefined;
   const room = name === undefined ? undefined : findRoom(client, name);
   const me = client.getSafeUserId();
-  const ownName = client.getUser(me)?.displayName ?? localpart(me);
+  const own = client.getUser(me)?.displayName;
+  const ownName = own && own !== me ? own : localpart(me);
   useEffect(() => {
     if (!room) document.title = t.app;
   }, [room]);

@@ -7,7 +7,7 @@ import { deviceProblem, devices, prefer, preferences, refreshDevices, wanted, ty
 import { checkRelays } from "../call/netcheck.ts";
 import { useStore } from "../lib/store.ts";
 import { go, type Route } from "../lib/router.ts";
-import { lookAtServer } from "../matrix/config.ts";
+import { pingServer } from "../matrix/config.ts";
 import { callMembers, nameOf } from "../matrix/rooms.ts";
 import { enterAsGuest } from "../matrix/session.ts";
 import { t } from "../strings/en.ts";
@@ -165,7 +165,7 @@ function Lobby({ title, back, inside, known, encrypted, join, note, ready = true
               {t.lobby.haveAccount}
             </Button>
           )}
-          <details class="pickers" open={lists.audioinput.length > 1 || lists.videoinput.length > 1}>
+          <details class="pickers" open={matchMedia("(min-width: 761px)").matches && (lists.audioinput.length > 1 || lists.videoinput.length > 1)}>
             <summary>{t.call.settings}</summary>
             <Pickers />
           </details>
@@ -313,11 +313,11 @@ function NetworkCheck(): JSX.Element {
   useEffect(() => {
     let gone = false;
     const run = async () => {
-      const [server, relays] = await Promise.all([lookAtServer(config), client ? checkRelays(client) : undefined]);
+      const [ms, relays] = await Promise.all([pingServer(config), client ? checkRelays(client) : undefined]);
       if (gone) return;
-      const ms = server.ms ?? 0;
-      if (!server.reachable) setSaid({ text: t.lobby.checkDown, state: "bad" });
-      else if (!relays || relays.udp === "untested") setSaid({ text: t.lobby.checkNoRelay(ms), state: "good" });
+      if (ms === undefined) setSaid({ text: t.lobby.checkDown, state: "bad" });
+      else if (!relays) setSaid({ text: t.lobby.checkServer(ms), state: "good" });
+      else if (relays.udp === "untested") setSaid({ text: t.lobby.checkNoRelay(ms), state: "good" });
       else if (relays.udp === "ok") setSaid({ text: t.lobby.checkOk(ms), state: "good" });
       else if (relays.tcp === "ok" || relays.tls === "ok") setSaid({ text: t.lobby.checkTcp, state: "fair" });
       else setSaid({ text: t.lobby.checkBad, state: "bad" });

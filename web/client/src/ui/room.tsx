@@ -2,7 +2,7 @@ import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Direction, KnownMembership, MsgType, type MatrixEvent, type Room, type RoomMember } from "matrix-js-sdk";
 import { explain, useMatrix, waitForRoom } from "../app.ts";
-import { dayName, localpart, timeOfDay } from "../lib/format.ts";
+import { dayName, timeOfDay } from "../lib/format.ts";
 import { go } from "../lib/router.ts";
 import { accessOf, callLink, callMembers, isUserId, may, mayInvite, nameOf } from "../matrix/rooms.ts";
 import { timelineOf, type Item } from "../matrix/timeline.ts";
@@ -376,7 +376,7 @@ function Invite({ room }: { room: Room }): JSX.Element {
 
 function MemberRow({ room, member: m, me }: { room: Room; member: RoomMember; me: string }): JSX.Element {
   const role = !Number.isFinite(m.powerLevel) || m.powerLevel > 100 ? t.room.creator : m.powerLevel >= 100 ? t.room.admin : m.powerLevel >= 50 ? t.room.moderator : undefined;
-  const name = m.rawDisplayName || m.name;
+  const name = nameOf(room, m.userId);
   return (
     <li class="person" data-testid="member" data-user={m.userId}>
       <Face id={m.userId} name={name} />
@@ -397,7 +397,7 @@ export function HostActions({ room, member, me }: { room: Room; member: RoomMemb
   const client = useMatrix();
   const [asking, setAsking] = useState<"kick" | "ban">();
   const [error, setError] = useState<string>();
-  const name = member.rawDisplayName || localpart(member.userId);
+  const name = nameOf(room, member.userId);
   const kick = may(room, "kick", me, member);
   const ban = may(room, "ban", me, member);
   if (!kick && !ban) return null;
