@@ -110,7 +110,7 @@ func (s *Server) postUpload(r *request) (any, error) {
 		return nil, invalidParam("filename is longer than 1024 bytes")
 	}
 	contentType := r.Header.Get("Content-Type")
-	if _, _, err := mime.ParseMediaType(contentType); err != nil || len(contentType) > 255 {
+	if base, _, err := mime.ParseMediaType(contentType); err != nil || !strings.Contains(base, "/") || len(contentType) > 255 {
 		contentType = "application/octet-stream"
 	}
 	hash, size, err := s.media.receive(http.MaxBytesReader(r.w, r.Body, limit))
