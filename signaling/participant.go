@@ -39,6 +39,7 @@ type participant struct {
 	sock      *socket   // nil while the client is away
 	lostAt    time.Time // since when, zero while there is a socket
 	released  bool      // the SFU has let go of the member
+	said      bool      // because the client said that it leaves
 	over      bool
 	leftovers []any // unread when the inbox was closed
 
@@ -320,7 +321,7 @@ func (p *participant) end(report, intentional bool) {
 	p.s.depart(p, report, intentional)
 }
 
-// released handles the SFU's last word about the member.
+// release handles the SFU's last word about the member.
 func (p *participant) release(e sfu.EventLeave) {
 	p.leave(e.Reason, e.Action)
 	if p.lostAt.IsZero() {
@@ -336,7 +337,9 @@ func (p *participant) release(e sfu.EventLeave) {
 		p.end(false, false) // its successor is here
 	case sfu.ReasonServerShutdown:
 		p.end(false, false) // it will be back
-	case sfu.ReasonClientInitiated, sfu.ReasonParticipantRemoved, sfu.ReasonRoomDeleted, sfu.ReasonRoomClosed,
+	case sfu.ReasonClientInitiated:
+		p.said = true // also before a full reconnect, so wait a moment
+	case sfu.ReasonParticipantRemoved, sfu.ReasonRoomDeleted, sfu.ReasonRoomClosed,
 		sfu.ReasonUserUnavailable, sfu.ReasonUserRejected, sfu.ReasonAgentError:
 		if e.Action == sfu.ActionDisconnect {
 			p.end(true, true)
@@ -364,11 +367,11 @@ func (p *participant) housekeeping(now time.Time) {
 		p.sock = nil
 	}
 	if p.sock == nil {
-		if now.Sub(p.lostAt) >= p.s.cfg.LeaveGrace {
+		if now.Sub(p.lostAt) >= p.grace() {
 			if !p.released {
 				p.member.Load().Leave(sfu.ReasonConnectionTimeout)
 			}
-			p.end(true, false)
+			p.end(true, p.said)
 		}
 		return
 	}
@@ -377,6 +380,16 @@ func (p *participant) housekeeping(now time.Time) {
 	}
 	p.flushUpdates(now)
 	p.flushRoom(now)
+}
+
+// grace is how long the seat is kept after the socket is gone. SDKs say leave
+// and join at once when they reconnect in full, so even a spoken leave is not
+// believed at first.
+func (p *participant) grace() time.Duration {
+	if p.said {
+		return min(p.s.times.secondThought, p.s.cfg.LeaveGrace)
+	}
+	return p.s.cfg.LeaveGrace
 }
 
 // welcome sends the first messages of a join and starts what the join asked for.

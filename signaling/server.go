@@ -112,24 +112,26 @@ type Server struct {
 
 // times are the protocol's timers, in one place so that tests can shorten them.
 type times struct {
-	wsPing       time.Duration // WebSocket pings
-	refresh      time.Duration // new tokens for connected participants
-	flush        time.Duration // a leave may take this long to reach the socket
-	closeWait    time.Duration // and the closing handshake this long
-	updateBatch  time.Duration // changes of mere subscribers in big rooms
-	roomCounters time.Duration // at most one update of a room's counters per
-	tick         time.Duration // the sessions' housekeeping
+	wsPing        time.Duration // WebSocket pings
+	refresh       time.Duration // new tokens for connected participants
+	flush         time.Duration // a leave may take this long to reach the socket
+	closeWait     time.Duration // and the closing handshake this long
+	updateBatch   time.Duration // changes of mere subscribers in big rooms
+	roomCounters  time.Duration // at most one update of a room's counters per
+	tick          time.Duration // the sessions' housekeeping
+	secondThought time.Duration // after a client's leave, for those that come back at once
 }
 
 func defaultTimes() times {
 	return times{
-		wsPing:       10 * time.Second,
-		refresh:      5 * time.Minute,
-		flush:        250 * time.Millisecond,
-		closeWait:    2 * time.Second,
-		updateBatch:  3 * time.Second,
-		roomCounters: 5 * time.Second,
-		tick:         time.Second,
+		wsPing:        10 * time.Second,
+		refresh:       5 * time.Minute,
+		flush:         250 * time.Millisecond,
+		closeWait:     2 * time.Second,
+		updateBatch:   3 * time.Second,
+		roomCounters:  5 * time.Second,
+		tick:          time.Second,
+		secondThought: 2 * time.Second,
 	}
 }
 

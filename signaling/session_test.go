@@ -24,6 +24,7 @@ import (
 func quick(s *Server) {
 	s.cfg.LeaveGrace = 400 * time.Millisecond
 	s.times.tick = 20 * time.Millisecond
+	s.times.secondThought = 100 * time.Millisecond
 }
 
 // dataOffer is the offer of a client that wants data channels only.
@@ -405,10 +406,23 @@ func TestComingBackInTime(t *testing.T) {
 		room, ok := ts.sfu.Room("r")
 		return !ok || len(room.Participants()) == 0
 	})
-	c, _ = ts.join("alice", "r")
+	ts.join("alice", "r")
+	ts.s.evict("r", "alice", sfu.ReasonParticipantRemoved)
+	eventually(t, "the gate hears", func() bool { return ts.gate.all() == "here alice, here alice, gone alice true" })
+}
+
+// TestFullReconnect: SDKs say leave and join again at once. That is no leave.
+func TestFullReconnect(t *testing.T) {
+	ts := newTestServer(t, quick, func(s *Server) { s.times.secondThought, s.cfg.LeaveGrace = patience, patience })
+	c, _ := ts.join("alice", "r")
 	c.send(leaveRequest())
 	c.awaitClose()
-	eventually(t, "the gate hears", func() bool { return ts.gate.all() == "here alice, here alice, gone alice true" })
+	c, _ = ts.join("alice", "r")
+	c.send(pingRequest(1))
+	c.await("pong_resp")
+	if got := ts.gate.all(); got != "here alice, here alice" {
+		t.Errorf("the gate heard %q", got)
+	}
 }
 
 func TestSilentClient(t *testing.T) {
