@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	gmsl "github.com/matrix-org/gomatrixserverlib"
 )
@@ -274,11 +275,15 @@ func (e *Event) Redact() (Event, error) {
 	return ParseStored(e.ID, e.Version, r)
 }
 
-// checkSizes checks the identifiers of a draft, in bytes in all room versions.
+// checkSizes checks the identifiers of a draft: their sizes, in bytes in all room
+// versions, and that they are text.
 func checkSizes(d Draft) error {
 	check := func(name, value string) error {
 		if len(value) > MaxIDBytes {
 			return fmt.Errorf("%w: %s has %d bytes, the limit is %d", ErrTooLarge, name, len(value), MaxIDBytes)
+		}
+		if !utf8.ValidString(value) {
+			return fmt.Errorf("%w: %s is not UTF-8", ErrBadJSON, name)
 		}
 		return nil
 	}
