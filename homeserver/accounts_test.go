@@ -260,12 +260,16 @@ func TestDangerousThingsNeedThePassword(t *testing.T) {
 	if login(testPassword) != 403 || login("battery staple") != 200 {
 		t.Error("the password was not changed")
 	}
+	room := matrix.RoomID(w.must("POST", c("/createRoom"), alice.token, map[string]any{"preset": "public_chat"}).str("room_id"))
 	body = auth("", "alice", "battery staple")
 	body["erase"] = true
 	w.must("POST", c("/account/deactivate"), alice.token, body)
 	w.refuse("GET", c("/account/whoami"), alice.token, nil, 401, "M_UNKNOWN_TOKEN")
 	if login("battery staple") != 403 {
 		t.Error("a deactivated user logged in")
+	}
+	if m, err := w.s.Membership(t.Context(), room, alice.id); err != nil || m != matrix.MembershipLeave {
+		t.Errorf("a deactivated user is still in a room: %s, %v", m, err)
 	}
 	w.refuse("POST", c("/register"), "", map[string]any{"username": "alice", "password": testPassword}, 400, "M_USER_IN_USE")
 }

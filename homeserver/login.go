@@ -295,6 +295,24 @@ func (s *Server) postDeactivate(r *request) (any, error) {
 		return nil, err
 	}
 	s.log.Info("account deactivated", "user", r.user)
+	s.leaveRooms(context.WithoutCancel(r.Context()), r.user) // also if the client hangs up now
 	s.notify.wake(append(sharing, r.user)...)
 	return map[string]any{"id_server_unbind_result": "success"}, nil
+}
+
+// leaveRooms takes a user out of all rooms, invitations included. A room that
+// refuses is logged and passed by.
+func (s *Server) leaveRooms(ctx context.Context, user matrix.UserID) {
+	all, err := s.deps.Store.Memberships(ctx, user)
+	if err != nil {
+		s.log.Error("leave all rooms", "user", user, "error", err)
+	}
+	for _, m := range all {
+		switch m.Membership {
+		case matrix.MembershipJoin, matrix.MembershipInvite, matrix.MembershipKnock:
+			if err := s.setMembership(ctx, m.Room, user, "", user, map[string]any{"membership": matrix.MembershipLeave}); err != nil {
+				s.log.Error("leave all rooms", "user", user, "room", m.Room, "error", err)
+			}
+		}
+	}
 }
