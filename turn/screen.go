@@ -20,11 +20,13 @@ const maxFrame = 1600
 //     5 leaves that to the server): whoever was not challenged gets 438;
 //   - TCP relays (RFC 6062) get 442, address families without relays 440;
 //   - peers that may not be reached get 403, in ChannelBind and Connect as well
-//     as in CreatePermission and whatever family they are of.
+//     as in CreatePermission and whatever family they are of;
+//   - a client without a relay gets 437, and one that uses other credentials
+//     than its relay was made with 441, instead of silence.
 //
-// It returns whether pion/turn shall see the packet, and else what to answer;
+// client names the 5-tuple, see clientKey. It returns whether pion/turn shall see the packet, and else what to answer;
 // nil is nothing. It may change the packet. Media passes with one comparison.
-func (s *Server) screen(p []byte, challenged bool) (pass bool, answer []byte) {
+func (s *Server) screen(p []byte, client string, challenged bool) (pass bool, answer []byte) {
 	if len(p) < 20 || p[0]>>6 != 0 { // channel data, or nothing we know
 		return true, nil
 	}
@@ -43,8 +45,13 @@ func (s *Server) screen(p []byte, challenged bool) (pass bool, answer []byte) {
 	switch method {
 	case stun.MethodAllocate:
 		return s.screenAllocate(m)
+	case stun.MethodRefresh:
+		return s.screenOwner(m, client)
 	case stun.MethodCreatePermission, stun.MethodChannelBind, stun.MethodConnect:
-		return s.screenPeers(m)
+		if pass, answer = s.screenPeers(m); pass {
+			return s.screenOwner(m, client)
+		}
+		return false, answer
 	}
 	return true, nil
 }
@@ -116,6 +123,25 @@ func (s *Server) screenPeers(m *stun.Message) (pass bool, answer []byte) {
 		return true, nil
 	}
 	return s.refuse(m, stun.CodeForbidden, func() { s.stats.permissionsDenied.Add(1) })
+}
+
+// screenOwner refuses a request about a relay that the client does not have
+// (RFC 8656 section 7.3) or has made under another name (section 5).
+func (s *Server) screenOwner(m *stun.Message, client string) (pass bool, answer []byte) {
+	var username stun.Username
+	if username.GetFrom(m) != nil {
+		return true, nil
+	}
+	s.mu.Lock()
+	owner := s.clients[client]
+	s.mu.Unlock()
+	switch owner {
+	case username.String():
+		return true, nil
+	case "":
+		return s.refuse(m, stun.CodeAllocMismatch, func() {})
+	}
+	return s.refuse(m, stun.CodeWrongCredentials, func() { s.stats.authFailures.Add(1) })
 }
 
 // refuse answers a request with an error if its credentials are right. What is
@@ -203,7 +229,7 @@ func (c *clientSocket) ReadFrom(b []byte) (int, net.Addr, error) {
 			continue
 		}
 		failed = 0
-		pass, answer := c.s.screen(b[:n], c.known(b[:n], from))
+		pass, answer := c.screen(b[:n], from)
 		if pass {
 			return n, from, nil
 		}
@@ -213,9 +239,13 @@ func (c *clientSocket) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-// known reports whether a client was challenged. It is not looked up for media.
-func (c *clientSocket) known(p []byte, from net.Addr) bool {
-	return len(p) == 0 || p[0]>>6 != 0 || c.challenged.has(from) || c.s.hasRelay(from)
+// screen looks nothing up for media.
+func (c *clientSocket) screen(p []byte, from net.Addr) (pass bool, answer []byte) {
+	if len(p) < 20 || p[0]>>6 != 0 {
+		return true, nil
+	}
+	client := clientKey(from, c.LocalAddr())
+	return c.s.screen(p, client, c.challenged.has(from) || c.s.hasRelay(client))
 }
 
 // WriteTo sends to a client.

@@ -56,7 +56,7 @@ func (l *clientListener) Accept() (net.Conn, error) {
 			time.Sleep(50 * time.Millisecond) // out of file descriptors: wait for some
 			continue
 		}
-		conn := &clientConn{Conn: c, l: l, useless: time.Now()}
+		conn := &clientConn{Conn: c, l: l, key: clientKey(c.RemoteAddr(), c.LocalAddr()), useless: time.Now()}
 		if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 			conn.ip = a.AddrPort().Addr().Unmap()
 		}
@@ -110,6 +110,7 @@ type clientConn struct {
 	net.Conn
 	l          *clientListener
 	ip         netip.Addr
+	key        string // see clientKey
 	challenged atomic.Bool
 	once       sync.Once
 
@@ -130,7 +131,7 @@ func (c *clientConn) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		frame := c.buf[:n]
-		pass, answer := c.l.s.screen(frame, c.challenged.Load())
+		pass, answer := c.l.s.screen(frame, c.key, c.challenged.Load())
 		if pass {
 			if len(b) < n {
 				return 0, errMalformed // pion/turn always has room
@@ -165,7 +166,7 @@ func (c *clientConn) readFrame() (int, error) {
 		have += n
 		if err != nil && have < size {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				if have == 0 && c.l.s.hasRelay(c.RemoteAddr()) {
+				if have == 0 && c.l.s.hasRelay(c.key) {
 					continue // silent, but alive as long as its relay is
 				}
 				c.l.s.stats.connectionsTimedOut.Add(1)
@@ -190,7 +191,7 @@ func (c *clientConn) useful(times streamTimes) bool {
 		return true
 	}
 	c.looked = now
-	if c.l.s.hasRelay(c.RemoteAddr()) {
+	if c.l.s.hasRelay(c.key) {
 		c.useless = now
 	}
 	return now.Sub(c.useless) <= times.relay

@@ -64,7 +64,7 @@ type Server struct {
 	mu      sync.Mutex // guards the following fields
 	closed  bool
 	users   map[string]*user
-	clients map[string]int // clients with a relay, by network and address
+	clients map[string]string // username of each client that has a relay, by clientKey
 
 	index  sync.RWMutex                  // guards the following fields; looked at for packets between relays
 	relays map[netip.AddrPort]*relayConn // by the address that peers see; nil when closed
@@ -93,7 +93,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, deps: deps, log: deps.Log, ips: ips, times: defaultStreamTimes(),
 		users: map[string]*user{}, relays: map[netip.AddrPort]*relayConn{}, locals: map[netip.AddrPort]*relayConn{},
-		clients: map[string]int{},
+		clients: map[string]string{},
 	}
 	s.peers.public = cfg.PublicPeers
 	s.peers.refresh(deps.MediaAddrs(), ips)
@@ -321,31 +321,30 @@ func (s *Server) events() pion.EventHandler {
 				s.stats.authFailures.Add(1)
 			}
 		},
-		OnAllocationCreated: func(client, _ net.Addr, _, _, _ string, _ net.Addr, _ int) {
+		OnAllocationCreated: func(client, at net.Addr, _, username, _ string, _ net.Addr, _ int) {
 			s.stats.allocations.Add(1)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.clients[clientKey(client)]++
+			s.clients[clientKey(client, at)] = username
 		},
-		OnAllocationDeleted: func(client, _ net.Addr, _, _, _ string) {
+		OnAllocationDeleted: func(client, at net.Addr, _, _, _ string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if k := clientKey(client); s.clients[k] > 1 {
-				s.clients[k]--
-			} else {
-				delete(s.clients, k)
-			}
+			delete(s.clients, clientKey(client, at))
 		},
 	}
 }
 
-func clientKey(a net.Addr) string { return a.Network() + " " + a.String() }
+// clientKey names a client's 5-tuple: its address, ours, and the transport.
+func clientKey(client, at net.Addr) string {
+	return at.Network() + " " + client.String() + " " + at.String()
+}
 
 // hasRelay reports whether a client has a relayed address.
-func (s *Server) hasRelay(client net.Addr) bool {
+func (s *Server) hasRelay(client string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.clients[clientKey(client)] > 0
+	return s.clients[client] != ""
 }
 
 // ownIPs returns the addresses that clients reach this machine at: those that

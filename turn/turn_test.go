@@ -29,10 +29,15 @@ type turnTest struct {
 	*Server
 	t    *testing.T
 	sfu  netip.AddrPort
+	addr string // where the clients of the test connect to
 	stop func()
 }
 
 func start(t *testing.T, change func(*Config)) *turnTest {
+	return startWith(t, change, nil)
+}
+
+func startWith(t *testing.T, change func(*Config), before func(*Server)) *turnTest {
 	t.Helper()
 	echo, err := net.ListenPacket("udp4", "127.0.0.2:0")
 	if err != nil {
@@ -59,6 +64,10 @@ func start(t *testing.T, change func(*Config)) *turnTest {
 	tt.Server, err = New(cfg, Deps{MediaAddrs: func() []netip.AddrPort { return []netip.AddrPort{tt.sfu} }})
 	if err != nil {
 		t.Fatal(err)
+	}
+	tt.addr = tt.Addr().String()
+	if before != nil {
+		before(tt.Server)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -91,7 +100,7 @@ func (tt *turnTest) credentials(user string) (username, password string) {
 // dial connects a client's transport.
 func (tt *turnTest) dial(network string) net.Conn {
 	tt.t.Helper()
-	c, err := net.Dial(network, tt.Addr().String())
+	c, err := net.Dial(network, tt.addr)
 	if err != nil {
 		tt.t.Fatal(err)
 	}
@@ -114,7 +123,7 @@ func (tt *turnTest) pionClient(network, user string) net.PacketConn {
 		conn = c
 	}
 	client, err := pion.NewClient(&pion.ClientConfig{
-		STUNServerAddr: tt.Addr().String(), TURNServerAddr: tt.Addr().String(),
+		STUNServerAddr: tt.addr, TURNServerAddr: tt.addr,
 		Username: username, Password: password, Conn: conn, LoggerFactory: pionLogger{tt.log},
 	})
 	if err != nil {
@@ -182,9 +191,8 @@ func TestRelayToRelay(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tt := start(t, func(cfg *Config) { cfg.PublicIPs = []string{c.ip} })
-			if c.ip != "127.0.0.2" {
-				// Clients of the test do not cross the NAT.
-				tt.ips = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+			if c.ip != "127.0.0.2" { // the clients of the test do not cross the NAT
+				tt.addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), tt.port).String()
 			}
 			alice := tt.pionClient("udp", "@alice:example.org")
 			bob := tt.pionClient("tcp", "@bob:example.org")
@@ -387,9 +395,9 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("the credentials end in %s, want 12h", left)
 	}
 	// The same by another implementation.
-	tt.cfg.Secret = "north"
-	if got, want := tt.password("1700000000:@a:b"), "ZiWkLxWHfO7q9GhRWL5pbDHf6T8="; got != want {
-		t.Logf("password %s", got)
+	other := &Server{cfg: Config{Secret: "north"}}
+	if got, want := other.password("1700000000:@a:b"), "ZUBxv6nu5rqRM9tDC+rpXnE5ZgA="; got != want {
+		t.Errorf("password %s, want %s", got, want)
 	}
 }
 
@@ -431,6 +439,21 @@ func TestWrongCredentials(t *testing.T) {
 				t.Errorf("stats %+v", st)
 			}
 		})
+	}
+}
+
+func TestRelayOfSomebodyElse(t *testing.T) {
+	for _, network := range []string{"udp", "tcp"} {
+		tt := start(t, nil)
+		c := tt.raw(network, "@alice:example.org")
+		want(t, network+": permission without a relay", c.ask(stun.MethodCreatePermission, peer(tt.sfu)), stun.CodeAllocMismatch)
+		c.allocate()
+		username, password := c.username, c.password
+		c.username, c.password = tt.credentials("@bob:example.org")
+		want(t, network+": refresh by another user", c.ask(stun.MethodRefresh), stun.CodeWrongCredentials)
+		want(t, network+": permission by another user", c.ask(stun.MethodCreatePermission, peer(tt.sfu)), stun.CodeWrongCredentials)
+		c.username, c.password = username, password
+		want(t, network+": refresh by its user", c.ask(stun.MethodRefresh), 0)
 	}
 }
 
@@ -764,8 +787,9 @@ func closedWithin(t *testing.T, what string, c net.Conn, atMost time.Duration) {
 }
 
 func TestSlowAndIdleConnections(t *testing.T) {
-	tt := start(t, nil)
-	tt.times = streamTimes{idle: 300 * time.Millisecond, relay: 900 * time.Millisecond, frame: 300 * time.Millisecond, write: time.Second}
+	tt := startWith(t, nil, func(s *Server) {
+		s.times = streamTimes{idle: 300 * time.Millisecond, relay: 900 * time.Millisecond, frame: 300 * time.Millisecond, write: time.Second}
+	})
 
 	t.Run("silent", func(t *testing.T) { closedWithin(t, "silent", tt.dial("tcp"), patience) })
 	t.Run("one byte now and then", func(t *testing.T) {
@@ -891,7 +915,7 @@ func TestHostilePackets(t *testing.T) {
 	good.allocate()
 	stranger := tt.dial("udp")
 	challenged := tt.raw("udp", "@alice:example.org")
-	challenged.ask(stun.MethodRefresh)
+	want(t, "refresh without a relay", challenged.ask(stun.MethodRefresh), stun.CodeAllocMismatch)
 	for _, p := range hostile() {
 		for _, c := range []net.Conn{stranger, challenged.conn, good.conn} {
 			_, _ = c.Write(p)
@@ -936,7 +960,7 @@ func FuzzScreen(f *testing.F) {
 		if len(p) > maxFrame {
 			return
 		}
-		pass, answer := s.screen(bytes.Clone(p), challenged)
+		pass, answer := s.screen(bytes.Clone(p), "", challenged)
 		if pass && answer != nil || answer != nil && len(answer) > 200 {
 			t.Errorf("%x: %v, %x", p, pass, answer)
 		}
@@ -964,6 +988,7 @@ func TestTurnutils(t *testing.T) {
 		{"TCP", []string{"-t"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			tt := start(t, nil)
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
