@@ -104,9 +104,9 @@ func openDatabase(ctx context.Context, dir string, log *slog.Logger) (*storage.D
 // buildMedia builds the SFU and the TURN relay that reaches it.
 func (n *Node) buildMedia() (err error) {
 	cfg := n.cfg.SFU
-	if n.local() {
-		// Browsers on this machine find us at the loopback address alone.
-		cfg.Loopback = true
+	if n.local() && len(cfg.BindAddresses) == 0 && len(cfg.NodeIPs) == 0 {
+		// Nobody else can join a call, so nobody else needs to reach its media.
+		cfg.BindAddresses = []string{n.localIP()}
 	}
 	if n.sfu, err = sfu.New(cfg, sfu.Deps{Log: n.log.With("part", "sfu")}); err != nil {
 		return fmt.Errorf("sfu: %w", err)
@@ -346,14 +346,20 @@ func (n *Node) host() string {
 	return net.JoinHostPort(host, strconv.Itoa(int(n.web.Addr().Port())))
 }
 
-// local reports whether only this machine can reach the HTTP port.
-func (n *Node) local() bool {
+// local reports whether this server is for its own machine only: no other can
+// reach the HTTP port, and no reverse proxy is in front.
+func (n *Node) local() bool { return n.cfg.PublicURL == "" && n.localIP() != "" }
+
+// localIP returns the loopback address that the HTTP port listens on, or "".
+func (n *Node) localIP() string {
 	host, _, _ := net.SplitHostPort(n.cfg.Web.Listen)
 	if host == "localhost" {
-		return true
+		return "127.0.0.1"
 	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+		return ip.String()
+	}
+	return ""
 }
 
 func (n *Node) endpoints() homeserver.Endpoints {

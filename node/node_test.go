@@ -98,7 +98,7 @@ func TestEveryPartAnswers(t *testing.T) {
 		"/.well-known/matrix/client":        200,
 		"/livekit/jwt/healthz":              200,
 		"/livekit/jwt/sfu/get":              405,
-		"/rtc/v1/validate":                  401,
+		"/rtc/validate":                     401,
 	} {
 		if status, body := get(t, n, path); status != want {
 			t.Errorf("GET %s = %d %s, want %d", path, status, body, want)
