@@ -8,8 +8,8 @@ import (
 
 const (
 	speechLevel  = 35  // -dBov; quieter packets are not speech
+	silentAfter  = 2   // windows without speech end a speaker
 	speechShare  = 0.4 // of a window's packets that must be speech
-	silentAfter  = 2   // windows
 	levelHistory = 2   // windows over which the level is smoothed
 )
 
@@ -21,6 +21,7 @@ type audioMeter struct {
 	speech  int
 	loudest uint8 // the least -dBov among speech
 	smooth  float64
+	quiet   int // windows without speech
 }
 
 // observe takes the level of one packet: 0 is the loudest, 127 silence.
@@ -48,8 +49,12 @@ func (a *audioMeter) take(time.Time) float64 {
 	}
 	a.total, a.speech = 0, 0
 	a.smooth += (level - a.smooth) * 2 / (levelHistory + 1)
-	if level == 0 && a.smooth < 1.0/128 {
-		a.smooth = 0
+	if level == 0 {
+		if a.quiet++; a.quiet >= silentAfter {
+			a.smooth = 0
+		}
+	} else {
+		a.quiet = 0
 	}
 	return a.smooth
 }

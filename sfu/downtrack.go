@@ -42,6 +42,7 @@ type downTrack struct {
 
 	stopped  atomic.Bool
 	disabled atomic.Bool  // the client wants nothing now
+	paused   atomic.Bool  // its connection can carry nothing now
 	wish     atomic.Int32 // layer the client wants
 	temporal atomic.Int32 // highest temporal layer it wants
 	limit    atomic.Int32 // highest layer its connection can carry
@@ -73,13 +74,12 @@ type downTrack struct {
 	lastTL0  uint8
 	lastKey  uint8
 	maxTID   uint8
-	skipping bool // the present picture is left out
 	sent     []sentPacket
 	header   rtp.Header
+	sendTime [3]byte
 
 	reportAt time.Time
 	reportID uint32 // middle of the last report's NTP time
-	firstTS  uint32
 }
 
 // A sentPacket remembers where a forwarded packet came from.
@@ -147,7 +147,7 @@ func (d *downTrack) Bind(c webrtc.TrackLocalContext) (webrtc.RTPCodecParameters,
 	d.exts = readExtensionIDs(c.HeaderExtensions())
 	d.ready = true
 	d.up.mu.Unlock()
-	d.to.readers.Go(func() { d.readRTCP(c.RTCPReader()) })
+	d.to.spawn(func() { d.readRTCP(c.RTCPReader()) })
 	if !d.stopped.Load() {
 		d.up.addSink(d)
 		d.up.retarget(time.Now())
@@ -189,7 +189,7 @@ func (d *downTrack) choose(live [maxLayers]bool) {
 
 // waitsFor returns the layer whose key frame is awaited, or -1. It needs up.mu.
 func (d *downTrack) waitsFor() int {
-	if d.kind != KindVideo || !d.ready || d.disabled.Load() || d.target < 0 {
+	if d.kind != KindVideo || !d.ready || d.disabled.Load() || d.paused.Load() || d.target < 0 {
 		return -1
 	}
 	if d.current != d.target || d.held {
@@ -198,13 +198,16 @@ func (d *downTrack) waitsFor() int {
 	return -1
 }
 
+// limited reports whether bandwidth keeps the client from what it wants.
+func (d *downTrack) limited() bool { return d.limit.Load() < min(d.wish.Load(), maxLayers-1) }
+
 // forward sends one packet on, if it belongs to what the subscriber gets. It
 // is the packet path, runs under up.mu, and allocates nothing.
 func (d *downTrack) forward(l *upLayer, p *packet, now time.Time) {
 	if !d.ready || d.to.dead.Load() || d.stopped.Load() {
 		return
 	}
-	if d.disabled.Load() {
+	if d.disabled.Load() || d.paused.Load() {
 		d.held = true
 		return
 	}
@@ -259,7 +262,7 @@ func (d *downTrack) switchTo(l *upLayer, p *packet, now time.Time) {
 	ts := p.header.Timestamp
 	switch {
 	case !d.renum.started:
-		d.firstTS = ts
+		// Its own numbers will do.
 	case d.current == l.index:
 		// The same source after a pause: its clock went on.
 	default:
@@ -301,6 +304,10 @@ func (d *downTrack) send(l *upLayer, p *packet, seq uint16, shift vp8Shift, now 
 		d.lastTS, d.lastAt = ts, now
 	}
 	d.fill(&d.header, d.pt, d.ssrc, seq, ts, p.header.Marker)
+	if d.exts.absSend != 0 {
+		d.stamp(now)
+		_ = d.header.SetExtension(d.exts.absSend, d.sendTime[:])
+	}
 	if d.exts.dependency != 0 && len(p.dd) > 0 {
 		_ = d.header.SetExtension(d.exts.dependency, p.dd)
 	}
@@ -318,6 +325,14 @@ func (d *downTrack) send(l *upLayer, p *packet, seq uint16, shift vp8Shift, now 
 		return
 	}
 	d.out.add(len(p.payload))
+}
+
+// stamp fills in the absolute send time: seconds as 6.18 fixed point. With it
+// receivers estimate the bandwidth and tell it (REMB).
+func (d *downTrack) stamp(now time.Time) {
+	t := uint64(now.UnixNano())
+	v := (t/1e9)<<18 | (t%1e9)<<18/1e9
+	d.sendTime = [3]byte{byte(v >> 16), byte(v >> 8), byte(v)}
 }
 
 // fill prepares a header without allocating.
@@ -405,6 +420,10 @@ func (d *downTrack) feedback(p rtcp.Packet, now time.Time) {
 					return true
 				})
 			}
+		}
+	case *rtcp.ReceiverEstimatedMaximumBitrate:
+		if p.Bitrate >= 0 && p.Bitrate < 1e12 {
+			d.to.estimate.Store(uint64(p.Bitrate))
 		}
 	case *rtcp.ReceiverReport:
 		for _, r := range p.Reports {

@@ -94,8 +94,10 @@ type Member struct {
 	spoke      speakerMap // what the member was last told of speakers
 	quality    map[call.ParticipantSID]ConnectionQuality
 	wasActive  bool
-	upStats    linkStats
-	downStats  linkStats
+	congestion congestion
+	sentAt     time.Time // of sentBytes, what was forwarded to it until then
+	sentBytes  uint64
+	sentRate   float64                // bit/s, smoothed
 	allowedNow map[call.TrackSID]bool // what it was last told of permissions
 }
 

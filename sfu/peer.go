@@ -48,6 +48,8 @@ type peer struct {
 	offeredAt time.Time // of the offer in flight; zero without
 	restart   bool      // offer an ICE restart once the answer is there
 
+	broken atomic.Bool // failed and not connected again
+
 	upMu sync.Mutex
 	up   map[string]*upTrack // what the client sends on which mid
 
@@ -356,11 +358,11 @@ func (p *peer) onTrack(remote *webrtc.TrackRemote, rec *webrtc.RTPReceiver) {
 	u := p.up[mid]
 	p.upMu.Unlock()
 	if u == nil || u.kind != kindOf(remote.Kind()) {
-		p.t.readers.Go(func() { drain(remote) })
+		p.t.spawn(func() { drain(remote) })
 		return
 	}
-	p.t.readers.Go(func() { u.read(p, remote, rec) })
-	p.t.readers.Go(func() { u.readRTCP(remote, rec) })
+	p.t.spawn(func() { u.read(p, remote, rec) })
+	p.t.spawn(func() { u.readRTCP(remote, rec) })
 }
 
 // drain reads and forgets what nobody announced.

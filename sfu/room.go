@@ -391,6 +391,9 @@ func (r *Room) tick(now time.Time) {
 	for _, t := range r.tracks {
 		r.tickTrack(t, now)
 	}
+	for _, m := range r.members {
+		r.tickBandwidth(m, now)
+	}
 	if len(r.members) > 0 {
 		return
 	}

@@ -324,6 +324,7 @@ func (r *Room) bound(s *subscription) {
 		t.owner.emit(EventTrackSubscribed{SID: t.sid})
 	}
 	if t.info.Kind == KindVideo {
+		s.to.emit(EventStreamState{Publisher: t.owner.sid, Track: t.sid})
 		r.updateDynacast(t, time.Now())
 	}
 	s.to.spoke.forget(t.owner.sid) // the next tick tells it who speaks

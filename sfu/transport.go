@@ -51,8 +51,11 @@ type transport struct {
 	readers sync.WaitGroup // goroutines that read packets
 	budget  atomic.Int64   // bytes the client may still send this second
 
+	estimate atomic.Uint64 // bit/s that the client says it can receive; 0 if unknown
+
 	mu   sync.Mutex // guards the following
 	ops  []func()
+	shut bool          // no more readers
 	wake chan struct{} // holds one token while ops is not empty
 
 	// The rest belongs to run.
@@ -499,7 +502,19 @@ func (t *transport) close() {
 			p.close()
 		}
 	}
+	t.mu.Lock()
+	t.shut = true
+	t.mu.Unlock()
 	t.readers.Wait()
+}
+
+// spawn runs f on a goroutine that close waits for, unless that is over.
+func (t *transport) spawn(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.shut {
+		t.readers.Go(f)
+	}
 }
 
 // allow reports whether the client may send that many bytes more this second.
@@ -509,12 +524,17 @@ func (t *transport) allow(bytes int) bool { return t.budget.Add(-int64(bytes)) >
 func (t *transport) stateChanged(p *peer, s webrtc.PeerConnectionState) {
 	switch s {
 	case webrtc.PeerConnectionStateConnected:
+		p.broken.Store(false)
+		if t.sub != nil && (t.pub.broken.Load() || t.sub.broken.Load()) {
+			return // the other one is still down
+		}
 		if p == t.primary() {
 			t.room.post(func() { t.room.connected(t.m) })
 		} else {
 			t.room.post(func() { t.room.recovered(t.m) })
 		}
 	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
+		p.broken.Store(true)
 		if !t.dead.Load() {
 			t.room.post(func() { t.room.failed(t.m) })
 		}

@@ -32,16 +32,15 @@ type upTrack struct {
 	onMedia func(codec webrtc.RTPCodecParameters)
 	onLayer func(index int, rid string, ssrc uint32)
 
-	level   audioMeter
-	in      counters
-	asked   atomic.Uint64 // keyframe requests sent
-	drops   drops
-	silent  atomic.Bool // muted by the server
-	closed  atomic.Bool
-	sinks   atomic.Pointer[[]*downTrack]
-	codec   atomic.Pointer[webrtc.RTPCodecParameters]
-	rids    atomic.Pointer[[]string] // order of the layers in the description
-	resized atomic.Bool
+	level  audioMeter
+	in     counters
+	asked  atomic.Uint64 // keyframe requests sent
+	drops  drops
+	silent atomic.Bool // muted by the server
+	closed atomic.Bool
+	sinks  atomic.Pointer[[]*downTrack]
+	codec  atomic.Pointer[webrtc.RTPCodecParameters]
+	rids   atomic.Pointer[[]string] // order of the layers in the description
 
 	mu     sync.Mutex // guards the layers and the sinks' forwarding state
 	peer   *peer
@@ -59,8 +58,8 @@ type upLayer struct {
 	last    atomic.Int64 // when the last packet came, in Unix nanoseconds
 	pliAt   atomic.Int64
 	reports atomic.Pointer[clockMap]
-	packets atomic.Uint64
 	bits    rateMeter
+	loss    lossMeter // guarded by upTrack.mu
 }
 
 // extensionIDs are the negotiated IDs of the header extensions that are read
@@ -234,7 +233,6 @@ func (u *upTrack) useCodec(codec webrtc.RTPCodecParameters) {
 // handle is the packet path: it may not wait, and allocates nothing.
 func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Time) {
 	u.in.add(size)
-	l.packets.Add(1)
 	l.bits.add(size, now)
 	fresh := now.UnixNano()-l.last.Swap(now.UnixNano()) > int64(layerStale)
 	if l.exts.level != 0 && u.kind == KindAudio {
@@ -257,6 +255,7 @@ func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Tim
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	l.loss.add(p.header.SequenceNumber)
 	if fresh {
 		u.chooseLayers(now)
 	}
@@ -288,6 +287,21 @@ func (u *upTrack) live(now time.Time) (live [maxLayers]bool) {
 		}
 	}
 	return live
+}
+
+// takeLoss returns the worst layer's loss since the last call.
+func (u *upTrack) takeLoss() (share float64, any bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range u.layers {
+		if l == nil {
+			continue
+		}
+		if s, ok := l.loss.take(); ok {
+			share, any = max(share, s), true
+		}
+	}
+	return share, any
 }
 
 // chooseLayers gives each sink its target layer. It needs mu.
