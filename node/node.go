@@ -145,6 +145,7 @@ func (n *Node) buildMatrix() (err error) {
 	if n.turn != nil {
 		deps.ICEServers = n.turn.ICEServers
 		callDeps.ICEServers = n.turn.ICEServers
+		callDeps.RevokeICE = n.turn.Revoke
 	}
 	if n.home, err = homeserver.New(n.cfg.Homeserver, deps); err != nil {
 		return fmt.Errorf("homeserver: %w", err)
