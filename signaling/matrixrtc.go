@@ -35,6 +35,7 @@ type matrixRTC struct {
 	ttl   time.Duration // of minted tokens
 	evict func(call.RoomName, call.Identity, sfu.Reason)
 	mint  func(call.Grant, time.Duration) (string, error)
+	noICE func(user string) // ends a participant's TURN credentials
 	log   *slog.Logger
 
 	openID    *openIDVerifier
@@ -64,9 +65,12 @@ func newMatrixRTC(cfg Config, deps Deps, evict func(call.RoomName, call.Identity
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if deps.RevokeICE == nil {
+		deps.RevokeICE = func(string) {}
+	}
 	m := &matrixRTC{
 		rooms: deps.Rooms, store: deps.Store, url: deps.LiveKitURL, ttl: cfg.TokenTTL,
-		evict: evict, mint: mint, log: log,
+		evict: evict, mint: mint, noICE: deps.RevokeICE, log: log,
 		openID: newOpenIDVerifier(),
 		leaves: newDelegations(deps.Rooms, deps.Store, cfg.LeaveGrace, log),
 		// A client asks two or three times for each join, and again for each
@@ -202,8 +206,8 @@ func (m *matrixRTC) membershipChanged(c matrix.MembershipChange) {
 	})
 }
 
-// revoke makes every token of a participant dead that exists by now, and
-// removes the participant. nbf counts in seconds: tokens of this second die
+// revoke makes every token of a participant dead that exists by now, removes
+// the participant, and ends its TURN relays. nbf counts in seconds: tokens of this second die
 // too, and one that is minted later in it becomes valid with the next.
 func (m *matrixRTC) revoke(ctx context.Context, room call.RoomName, id call.Identity) {
 	now := time.Now()
@@ -212,6 +216,22 @@ func (m *matrixRTC) revoke(ctx context.Context, room call.RoomName, id call.Iden
 		m.log.Error("revoke tokens", "room", room, "participant", id, "err", err)
 	}
 	m.evict(room, id, sfu.ReasonParticipantRemoved)
+	if !m.elsewhere(room, id) {
+		m.noICE(string(id))
+	}
+}
+
+// elsewhere reports whether a participant is in another room too: the identity
+// of the legacy /sfu/get is the same in all, and so are its TURN credentials.
+func (m *matrixRTC) elsewhere(room call.RoomName, id call.Identity) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for p := range m.present {
+		if p.id == id && p.room != room {
+			return true
+		}
+	}
+	return false
 }
 
 // sweep keeps what is known of those who are here and forgets what has expired.

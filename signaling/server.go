@@ -82,6 +82,7 @@ type Deps struct {
 	Rooms      Rooms               // nil: no Matrix, every valid token is welcome
 	Store      Store               // needed with Rooms
 	ICEServers call.ICEServersFunc // nil: no TURN
+	RevokeICE  func(user string)   // ends credentials that ICEServers gave; may be nil
 	LiveKitURL func() string       // the URL that clients are told, with Rooms
 	Log        *slog.Logger
 }
