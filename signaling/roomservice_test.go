@@ -72,7 +72,9 @@ func TestRoomService(t *testing.T) {
 	if err != nil || changed.GetName() != "Alice" || changed.GetAttributes()["k"] != "v" || changed.GetPermission().GetCanPublish() {
 		t.Errorf("changed to %s %v", changed, err)
 	}
-	alice.awaitUpdate("alice", func(p *livekit.ParticipantInfo) bool { return p.GetName() == "Alice" && !p.GetPermission().GetCanPublish() })
+	alice.awaitUpdate("alice", func(p *livekit.ParticipantInfo) bool {
+		return p.GetName() == "Alice" && !p.GetPermission().GetCanPublish()
+	})
 	alice.send(&livekit.SignalRequest{Message: &livekit.SignalRequest_AddTrack{AddTrack: &livekit.AddTrackRequest{Cid: "x", Source: livekit.TrackSource_MICROPHONE}}})
 	if r := alice.await("request_response").GetRequestResponse(); r.GetReason() != livekit.RequestResponse_NOT_ALLOWED {
 		t.Errorf("publishing after the permission was taken: %s", r)

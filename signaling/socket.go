@@ -44,11 +44,12 @@ type socket struct {
 	text   atomic.Bool  // the client last spoke JSON
 	heard  atomic.Int64 // when the client was last heard, Unix nanoseconds
 
-	finishing chan struct{} // closed by finish
-	dead      chan struct{} // closed when the connection is of no more use
+	finishing chan struct{}   // closed by finish
+	writing   context.Context // ends a moment after finish, so that no write goes on for ever
+	stop      context.CancelFunc
 
 	mu     sync.Mutex // guards the following fields
-	ended  bool       // finish or abort was called
+	ended  bool       // finish was called
 	code   websocket.StatusCode
 	reason string
 }
@@ -61,8 +62,8 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*socket, error)
 		meter:     &meter{limit: maxFrame + receiveSlack},
 		queue:     make(chan *livekit.SignalResponse, maxQueued),
 		finishing: make(chan struct{}),
-		dead:      make(chan struct{}),
 	}
+	sock.writing, sock.stop = context.WithCancel(context.Background())
 	sock.touch()
 	conn, err := websocket.Accept(meteredWriter{w, sock.meter}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true,
@@ -70,6 +71,7 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*socket, error)
 		OnPongReceived:     func(context.Context, []byte) { sock.touch() },
 	})
 	if err != nil {
+		sock.stop()
 		return nil, err
 	}
 	conn.SetReadLimit(maxFrame)
@@ -113,12 +115,14 @@ func (k *socket) finish(code websocket.StatusCode, reason string) {
 
 func (k *socket) endLocked(code websocket.StatusCode, reason string) {
 	k.ended, k.code, k.reason = true, code, reason
+	time.AfterFunc(k.times.flush, k.stop)
 	close(k.finishing)
 }
 
 // abort drops the connection of a socket that nobody serves.
 func (k *socket) abort() {
 	k.finish(closeGoingAway, "")
+	k.stop()
 	_ = k.conn.CloseNow()
 }
 
@@ -127,14 +131,14 @@ func (k *socket) abort() {
 func (k *socket) serve(p *participant) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { k.write(ctx) })
+	wg.Go(k.write)
 	wg.Go(func() { k.ping(ctx) })
 	k.read(ctx, p)
 	k.finish(closeNormal, "")
 	cancel()
 	wg.Wait()
+	k.stop()
 	_ = k.conn.CloseNow()
-	close(k.dead)
 	if p != nil {
 		p.tell(socketLost{k})
 	}
@@ -188,36 +192,25 @@ func decodeSignal(frame []byte, text bool) (*livekit.SignalRequest, error) {
 	return request, proto.Unmarshal(frame, request)
 }
 
-// write sends queued messages until the connection ends or finish was called;
-// then it sends what is left, for a moment, and the close.
-func (k *socket) write(ctx context.Context) {
-	for {
+// write sends queued messages until finish was called; then what is left, if
+// that is possible in a moment, and the close.
+func (k *socket) write() {
+	for finishing := false; !finishing; {
 		select {
 		case m := <-k.queue:
-			if k.writeOne(ctx, m) != nil {
+			if k.writeOne(m) != nil {
 				_ = k.conn.CloseNow()
 				return
 			}
-			continue
 		case <-k.finishing:
-		case <-ctx.Done():
+			finishing = true
+		}
+	}
+	for range len(k.queue) {
+		if k.writeOne(<-k.queue) != nil {
+			_ = k.conn.CloseNow()
 			return
 		}
-		break
-	}
-	flush, cancel := context.WithTimeout(ctx, k.times.flush)
-	defer cancel()
-	for {
-		select {
-		case m := <-k.queue:
-			if k.writeOne(flush, m) != nil {
-				_ = k.conn.CloseNow()
-				return
-			}
-			continue
-		default:
-		}
-		break
 	}
 	// Close waits for the client's answer; not for ever.
 	impatient := time.AfterFunc(k.times.closeWait, func() { _ = k.conn.CloseNow() })
@@ -228,7 +221,7 @@ func (k *socket) write(ctx context.Context) {
 	_ = k.conn.Close(code, reason)
 }
 
-func (k *socket) writeOne(ctx context.Context, m *livekit.SignalResponse) error {
+func (k *socket) writeOne(m *livekit.SignalResponse) error {
 	defer k.queued.Add(-int64(proto.Size(m)))
 	kind := websocket.MessageBinary
 	marshal := proto.Marshal
@@ -239,7 +232,7 @@ func (k *socket) writeOne(ctx context.Context, m *livekit.SignalResponse) error 
 	if err != nil {
 		return err
 	}
-	return k.conn.Write(ctx, kind, frame)
+	return k.conn.Write(k.writing, kind, frame)
 }
 
 // ping keeps proxies from closing a quiet socket and proves that the client's
