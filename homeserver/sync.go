@@ -172,14 +172,14 @@ type syncRun struct {
 // sync makes a response. worthIt is false if nothing in it is new.
 func (s *Server) sync(ctx context.Context, req syncRequest) (resp *syncResponse, worthIt bool, err error) {
 	run := &syncRun{s: s, req: req, typing: s.typing.now()}
-	if run.upTo, err = s.deps.Store.Position(ctx); err != nil {
+	if err := run.snapshot(ctx); err != nil {
 		return nil, false, err
 	}
 	if run.upTo < req.since.pos {
 		return nil, false, invalidParam("since: this token is from the future; log in again")
 	}
 	resp = &syncResponse{}
-	next := token{pos: run.upTo, toDevice: req.since.toDevice, sticky: run.upTo, typing: run.typing}
+	next := token{pos: run.upTo, typing: run.typing}
 	if next.sticky, err = run.prepare(ctx); err != nil {
 		return nil, false, fmt.Errorf("sync: %w", err)
 	}
@@ -201,7 +201,8 @@ func (s *Server) sync(ctx context.Context, req syncRequest) (resp *syncResponse,
 		if err != nil {
 			return nil, false, err
 		}
-		if next.toDevice = last; len(events) > 0 {
+		if len(events) > 0 {
+			next.toDevice = last // what comes back with the token has arrived
 			resp.ToDevice = &syncEvents{Events: anys(events)}
 		}
 		if resp.KeyCounts, err = s.deps.Store.OneTimeKeyCounts(ctx, req.user, req.device); err != nil {
@@ -231,16 +232,30 @@ func anys[T any](list []T) []any {
 	return out
 }
 
+// snapshot reads the position up to which the response goes and the user's
+// memberships as of that position. A membership that changes in between would
+// belong to neither this response nor the next: then it reads again.
+func (run *syncRun) snapshot(ctx context.Context) (err error) {
+	st, user := run.s.deps.Store, run.req.user
+	for {
+		if run.upTo, err = st.Position(ctx); err != nil {
+			return err
+		}
+		if run.members, err = st.Memberships(ctx, user); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(run.members, func(m matrix.Member) bool { return m.Pos > run.upTo }) {
+			break
+		}
+	}
+	run.heads, err = st.RoomHeads(ctx, user)
+	return err
+}
+
 // prepare reads what is read for all rooms at once. It returns up to where
 // sticky events are delivered.
 func (run *syncRun) prepare(ctx context.Context) (sticky int64, err error) {
 	st, req := run.s.deps.Store, &run.req
-	if run.members, err = st.Memberships(ctx, req.user); err != nil {
-		return 0, err
-	}
-	if run.heads, err = st.RoomHeads(ctx, req.user); err != nil {
-		return 0, err
-	}
 	if run.ignored, err = run.s.ignored(ctx, req.user); err != nil {
 		return 0, err
 	}
@@ -309,9 +324,7 @@ func (run *syncRun) wants(room matrix.RoomID) bool {
 func (run *syncRun) allRooms(ctx context.Context) error {
 	since := run.req.since.pos
 	for _, m := range run.members {
-		if !run.wants(m.Room) || m.Pos > run.upTo {
-			// A membership from after our snapshot comes with the next sync; what
-			// it replaced is gone from this table, and the next sync tells that.
+		if !run.wants(m.Room) {
 			continue
 		}
 		var err error

@@ -34,8 +34,9 @@ const readers = 4
 
 // A DB is an open database. Safe for concurrent use; Close ends it.
 type DB struct {
-	writer *sql.DB // exactly one connection: SQLite has one writer anyway, and so nobody ever waits on SQLITE_BUSY
-	read   *sql.DB
+	writer *sql.DB    // exactly one connection: SQLite has one writer anyway, and so nobody ever waits on SQLITE_BUSY
+	writes statements // of the writer
+	read   *reader
 	log    *slog.Logger
 }
 
@@ -72,7 +73,7 @@ func OpenSQLite(ctx context.Context, path string, log *slog.Logger) (*DB, error)
 	}
 	r.SetMaxOpenConns(readers)
 	r.SetMaxIdleConns(readers)
-	return &DB{writer: w, read: r, log: log}, nil
+	return &DB{writer: w, writes: newStatements(w), read: &reader{DB: r, statements: newStatements(r)}, log: log}, nil
 }
 
 // Close closes all connections. Running calls end first.
@@ -141,6 +142,7 @@ func (db *DB) write(ctx context.Context, f func(tx *sql.Tx) error) error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	db.writes.prepareWanted(ctx)
 	return nil
 }
 
@@ -149,7 +151,7 @@ func (db *DB) write(ctx context.Context, f func(tx *sql.Tx) error) error {
 // Positions are committed in their order, because there is one writer.
 func (db *DB) nextPos(tx *sql.Tx) (int64, error) {
 	var pos int64
-	err := tx.QueryRow("UPDATE stream SET pos = pos + 1 RETURNING pos").Scan(&pos)
+	err := db.row(tx, "UPDATE stream SET pos = pos + 1 RETURNING pos").Scan(&pos)
 	if err != nil {
 		return 0, fmt.Errorf("next stream position: %w", err)
 	}

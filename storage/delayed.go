@@ -62,14 +62,14 @@ func (db *DB) PutDelayed(ctx context.Context, d matrix.DelayedEvent, scope strin
 	id = d.ID
 	err = db.write(ctx, func(tx *sql.Tx) error {
 		if d.TxnID != "" {
-			err := tx.QueryRow("SELECT result FROM transactions WHERE user_id = ? AND device_id = ? AND scope = ? AND txn_id = ?",
+			err := db.row(tx, "SELECT result FROM transactions WHERE user_id = ? AND device_id = ? AND scope = ? AND txn_id = ?",
 				d.UserID, d.DeviceID, scope, d.TxnID).Scan(&id)
 			if !errors.Is(err, sql.ErrNoRows) {
 				return err // nil: it was answered before, with id
 			}
 		}
 		var n int
-		if err := tx.QueryRow("SELECT count(*) FROM delayed_events WHERE user_id = ? AND outcome = ''", d.UserID).Scan(&n); err != nil {
+		if err := db.row(tx, "SELECT count(*) FROM delayed_events WHERE user_id = ? AND outcome = ''", d.UserID).Scan(&n); err != nil {
 			return err
 		}
 		if n >= max {
@@ -80,13 +80,13 @@ func (db *DB) PutDelayed(ctx context.Context, d matrix.DelayedEvent, scope strin
 			sticky = d.Sticky.Milliseconds()
 		}
 		running := d.RunningSince.UnixMilli()
-		_, err := tx.Exec(`INSERT INTO delayed_events (delay_id, user_id, device_id, room_id, type, state_key, content, delay_ms, running_since, due, sticky_ms, txn_id)
+		_, err := db.exec(tx, `INSERT INTO delayed_events (delay_id, user_id, device_id, room_id, type, state_key, content, delay_ms, running_since, due, sticky_ms, txn_id)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, d.ID, d.UserID, d.DeviceID, d.RoomID, d.Type, d.StateKey, string(d.Content),
 			d.Delay.Milliseconds(), running, running+d.Delay.Milliseconds(), sticky, d.TxnID)
 		if err != nil || d.TxnID == "" {
 			return err
 		}
-		return putTransaction(tx, matrix.Transaction{User: d.UserID, Device: d.DeviceID, Scope: scope, ID: d.TxnID}, d.ID)
+		return db.putTransaction(tx, matrix.Transaction{User: d.UserID, Device: d.DeviceID, Scope: scope, ID: d.TxnID}, d.ID)
 	})
 	if err != nil {
 		return "", fmt.Errorf("schedule delayed event: %w", err)
@@ -117,12 +117,12 @@ func (db *DB) FinishDelayed(ctx context.Context, id string, outcome matrix.Delay
 }
 
 func (db *DB) changeDelayed(ctx context.Context, query string, args ...any) error {
-	return db.write(ctx, func(tx *sql.Tx) error { return changeOne(tx, query, args...) })
+	return db.write(ctx, func(tx *sql.Tx) error { return db.mustChange(tx, query, args...) })
 }
 
-// changeOne runs a statement that must change a row; otherwise it is ErrNotFound.
-func changeOne(tx *sql.Tx, query string, args ...any) error {
-	res, err := tx.Exec(query, args...)
+// mustChange runs a statement that must change a row; otherwise it is ErrNotFound.
+func (db *DB) mustChange(tx *sql.Tx, query string, args ...any) error {
+	res, err := db.exec(tx, query, args...)
 	if err != nil {
 		return err
 	}
@@ -136,17 +136,17 @@ func changeOne(tx *sql.Tx, query string, args ...any) error {
 
 // finishDelayedBy ends the delayed events that an appended event ends: the one
 // that it was, and those of other users that it overrules.
-func finishDelayedBy(tx *sql.Tx, ap matrix.Append) error {
+func (db *DB) finishDelayedBy(tx *sql.Tx, ap matrix.Append) error {
 	e := &ap.Event
 	now := time.Now().UnixMilli()
 	if ap.DelayID != "" {
-		err := changeOne(tx, "UPDATE delayed_events SET outcome = 'sent', finalised = ?, event_id = ? WHERE delay_id = ? AND outcome = ''", now, e.ID, ap.DelayID)
+		err := db.mustChange(tx, "UPDATE delayed_events SET outcome = 'sent', finalised = ?, event_id = ? WHERE delay_id = ? AND outcome = ''", now, e.ID, ap.DelayID)
 		if err != nil {
 			return fmt.Errorf("delayed event: %w", err)
 		}
 	}
 	if ap.CancelDelayed && e.StateKey != nil {
-		_, err := tx.Exec(`UPDATE delayed_events SET outcome = 'cancelled', finalised = ?
+		_, err := db.exec(tx, `UPDATE delayed_events SET outcome = 'cancelled', finalised = ?
 			WHERE room_id = ? AND type = ? AND state_key = ? AND outcome = '' AND user_id != ?`, now, e.RoomID, e.Type, *e.StateKey, e.Sender)
 		return err
 	}
@@ -170,7 +170,7 @@ func (db *DB) DueDelayed(ctx context.Context, now time.Time, limit int) (due []m
 // DeleteFinishedDelayed forgets outcomes older than a time.
 func (db *DB) DeleteFinishedDelayed(ctx context.Context, before time.Time) error {
 	return db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("DELETE FROM delayed_events WHERE outcome != '' AND finalised < ?", before.UnixMilli())
+		_, err := db.exec(tx, "DELETE FROM delayed_events WHERE outcome != '' AND finalised < ?", before.UnixMilli())
 		return err
 	})
 }

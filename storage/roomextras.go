@@ -75,7 +75,7 @@ func (db *DB) PutReceipt(ctx context.Context, r matrix.Receipt) (moved bool, err
 		if err != nil {
 			return err
 		}
-		res, err := tx.Exec(`INSERT INTO receipts (room_nid, user_id, type, thread_id, event_id, event_pos, ts, pos)
+		res, err := db.exec(tx, `INSERT INTO receipts (room_nid, user_id, type, thread_id, event_id, event_pos, ts, pos)
 			VALUES (`+roomNID+`, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT DO UPDATE SET event_id = excluded.event_id, event_pos = excluded.event_pos, ts = excluded.ts, pos = excluded.pos
 			WHERE excluded.event_pos > event_pos`, r.Room, r.User, r.Type, r.Thread, r.Event, r.EventPos, r.TS, pos)
@@ -170,8 +170,8 @@ func (db *DB) StickyEvents(ctx context.Context, rooms []matrix.RoomID, since, up
 		strings.Repeat(", ?", len(rooms)-1)+")) ORDER BY e.pos LIMIT ?", args...)
 }
 
-func putAlias(tx *sql.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error {
-	res, err := tx.Exec("INSERT INTO aliases (alias, room_nid, creator) VALUES (?, "+roomNID+", ?) ON CONFLICT DO NOTHING", alias, room, creator)
+func (db *DB) putAlias(tx *sql.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error {
+	res, err := db.exec(tx, "INSERT INTO aliases (alias, room_nid, creator) VALUES (?, "+roomNID+", ?) ON CONFLICT DO NOTHING", alias, room, creator)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func putAlias(tx *sql.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator ma
 
 // PutAlias adds an alias.
 func (db *DB) PutAlias(ctx context.Context, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error {
-	return db.write(ctx, func(tx *sql.Tx) error { return putAlias(tx, alias, room, creator) })
+	return db.write(ctx, func(tx *sql.Tx) error { return db.putAlias(tx, alias, room, creator) })
 }
 
 // Alias returns the room of an alias and who made it.
@@ -200,7 +200,7 @@ func (db *DB) Alias(ctx context.Context, alias matrix.RoomAlias) (room matrix.Ro
 // DeleteAlias removes an alias.
 func (db *DB) DeleteAlias(ctx context.Context, alias matrix.RoomAlias) error {
 	return db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("DELETE FROM aliases WHERE alias = ?", alias)
+		_, err := db.exec(tx, "DELETE FROM aliases WHERE alias = ?", alias)
 		return err
 	})
 }
@@ -213,7 +213,7 @@ func (db *DB) Aliases(ctx context.Context, room matrix.RoomID) ([]matrix.RoomAli
 // Publish puts a room into the public room directory or takes it out.
 func (db *DB) Publish(ctx context.Context, room matrix.RoomID, listed bool) error {
 	return db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("UPDATE rooms SET listed = ? WHERE room_id = ?", listed, room)
+		_, err := db.exec(tx, "UPDATE rooms SET listed = ? WHERE room_id = ?", listed, room)
 		return err
 	})
 }

@@ -101,12 +101,12 @@ func fromMS(ms int64) time.Time {
 // SigningKey returns the server's key, which is seed if there was none before.
 func (db *DB) SigningKey(ctx context.Context, keyID string, seed []byte) (id string, kept []byte, err error) {
 	err = db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec(`INSERT INTO signing_keys (key_id, seed, created_ts)
+		_, err := db.exec(tx, `INSERT INTO signing_keys (key_id, seed, created_ts)
 			SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM signing_keys)`, keyID, seed, time.Now().UnixMilli())
 		if err != nil {
 			return err
 		}
-		return tx.QueryRow("SELECT key_id, seed FROM signing_keys ORDER BY created_ts DESC LIMIT 1").Scan(&id, &kept)
+		return db.row(tx, "SELECT key_id, seed FROM signing_keys ORDER BY created_ts DESC LIMIT 1").Scan(&id, &kept)
 	})
 	if err != nil {
 		return "", nil, fmt.Errorf("signing key: %w", err)
@@ -118,7 +118,7 @@ func (db *DB) SigningKey(ctx context.Context, keyID string, seed []byte) (id str
 func (db *DB) CreateRoom(ctx context.Context, room matrix.RoomInfo, alias matrix.RoomAlias, events []matrix.Append) (pos int64, err error) {
 	err = db.write(ctx, func(tx *sql.Tx) error {
 		var nid int64
-		err := tx.QueryRow(`INSERT INTO rooms (room_id, version, creator, created_ts, head_pos, depth, listed)
+		err := db.row(tx, `INSERT INTO rooms (room_id, version, creator, created_ts, head_pos, depth, listed)
 			VALUES (?, ?, ?, ?, 0, 0, ?) ON CONFLICT DO NOTHING RETURNING nid`,
 			room.ID, room.Version, room.Creator, time.Now().UnixMilli(), room.Published).Scan(&nid)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -128,7 +128,7 @@ func (db *DB) CreateRoom(ctx context.Context, room matrix.RoomInfo, alias matrix
 			return err
 		}
 		if alias != "" {
-			if err := putAlias(tx, alias, room.ID, room.Creator); err != nil {
+			if err := db.putAlias(tx, alias, room.ID, room.Creator); err != nil {
 				return err
 			}
 		}
@@ -166,7 +166,7 @@ func (db *DB) Room(ctx context.Context, room matrix.RoomID) (matrix.RoomInfo, er
 func (db *DB) Append(ctx context.Context, room matrix.RoomID, after int64, ev matrix.Append) (pos int64, err error) {
 	err = db.write(ctx, func(tx *sql.Tx) error {
 		var nid, head int64
-		if err := tx.QueryRow("SELECT nid, head_pos FROM rooms WHERE room_id = ?", room).Scan(&nid, &head); err != nil {
+		if err := db.row(tx, "SELECT nid, head_pos FROM rooms WHERE room_id = ?", room).Scan(&nid, &head); err != nil {
 			return notFound(err)
 		}
 		if head != after {
@@ -190,35 +190,35 @@ func (db *DB) addEvent(tx *sql.Tx, nid int64, ap matrix.Append) (int64, error) {
 	}
 	var replaces sql.NullInt64
 	if e.StateKey != nil {
-		err := tx.QueryRow("SELECT event_pos FROM current_state WHERE room_nid = ? AND type = ? AND state_key = ?", nid, e.Type, *e.StateKey).Scan(&replaces)
+		err := db.row(tx, "SELECT event_pos FROM current_state WHERE room_nid = ? AND type = ? AND state_key = ?", nid, e.Type, *e.StateKey).Scan(&replaces)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return 0, err
 		}
 	}
-	_, err = tx.Exec(`INSERT INTO events (pos, event_id, room_nid, type, state_key, sender, origin_ts, depth, json, replaces, device_id, txn_id, delay_id, sticky_until)
+	_, err = db.exec(tx, `INSERT INTO events (pos, event_id, room_nid, type, state_key, sender, origin_ts, depth, json, replaces, device_id, txn_id, delay_id, sticky_until)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		pos, e.ID, nid, e.Type, e.StateKey, e.Sender, e.OriginServerTS, e.Depth, string(e.JSON), replaces, e.Device, e.TxnID, e.DelayID, toMS(e.StickyUntil))
 	if err != nil {
 		return 0, err
 	}
-	if _, err := tx.Exec("UPDATE rooms SET head_pos = ?, depth = ? WHERE nid = ?", pos, e.Depth, nid); err != nil {
+	if _, err := db.exec(tx, "UPDATE rooms SET head_pos = ?, depth = ? WHERE nid = ?", pos, e.Depth, nid); err != nil {
 		return 0, err
 	}
 	for _, prev := range e.PrevEvents {
-		if _, err := tx.Exec("DELETE FROM forward_extremities WHERE room_nid = ? AND event_id = ?", nid, prev); err != nil {
+		if _, err := db.exec(tx, "DELETE FROM forward_extremities WHERE room_nid = ? AND event_id = ?", nid, prev); err != nil {
 			return 0, err
 		}
 	}
-	if _, err := tx.Exec("INSERT INTO forward_extremities (room_nid, event_id) VALUES (?, ?)", nid, e.ID); err != nil {
+	if _, err := db.exec(tx, "INSERT INTO forward_extremities (room_nid, event_id) VALUES (?, ?)", nid, e.ID); err != nil {
 		return 0, err
 	}
 	if e.StateKey != nil {
-		if err := addState(tx, nid, pos, e); err != nil {
+		if err := db.addState(tx, nid, pos, e); err != nil {
 			return 0, err
 		}
 	}
 	if parent, relType, key := e.RelatesTo(); parent != "" && relType != "" {
-		_, err := tx.Exec("INSERT INTO relations (event_pos, room_nid, parent_id, rel_type, type, sender, agg_key) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		_, err := db.exec(tx, "INSERT INTO relations (event_pos, room_nid, parent_id, rel_type, type, sender, agg_key) VALUES (?, ?, ?, ?, ?, ?, ?)",
 			pos, nid, parent, relType, e.Type, e.Sender, key)
 		if err != nil {
 			return 0, err
@@ -226,42 +226,42 @@ func (db *DB) addEvent(tx *sql.Tx, nid int64, ap matrix.Append) (int64, error) {
 	}
 	if r := ap.Redacted; r != nil {
 		// The content is gone for good with the commit that makes the redaction visible.
-		_, err := tx.Exec("UPDATE events SET json = ?, redacted_by = ?, sticky_until = 0 WHERE event_id = ? AND room_nid = ? AND redacted_by IS NULL",
+		_, err := db.exec(tx, "UPDATE events SET json = ?, redacted_by = ?, sticky_until = 0 WHERE event_id = ? AND room_nid = ? AND redacted_by IS NULL",
 			string(r.JSON), pos, r.ID, nid)
 		if err != nil {
 			return 0, err
 		}
-		if _, err := tx.Exec("DELETE FROM relations WHERE event_pos = (SELECT pos FROM events WHERE event_id = ?)", r.ID); err != nil {
+		if _, err := db.exec(tx, "DELETE FROM relations WHERE event_pos = (SELECT pos FROM events WHERE event_id = ?)", r.ID); err != nil {
 			return 0, err
 		}
 	}
 	if ap.Txn != nil {
-		if err := putTransaction(tx, *ap.Txn, string(e.ID)); err != nil {
+		if err := db.putTransaction(tx, *ap.Txn, string(e.ID)); err != nil {
 			return 0, err
 		}
 	}
-	return pos, finishDelayedBy(tx, ap)
+	return pos, db.finishDelayedBy(tx, ap)
 }
 
 // addState makes an event the current state of its type and key.
-func addState(tx *sql.Tx, nid, pos int64, e *matrix.StoredEvent) error {
-	_, err := tx.Exec(`INSERT INTO current_state (room_nid, type, state_key, event_pos) VALUES (?, ?, ?, ?)
+func (db *DB) addState(tx *sql.Tx, nid, pos int64, e *matrix.StoredEvent) error {
+	_, err := db.exec(tx, `INSERT INTO current_state (room_nid, type, state_key, event_pos) VALUES (?, ?, ?, ?)
 		ON CONFLICT DO UPDATE SET event_pos = excluded.event_pos`, nid, e.Type, *e.StateKey, pos)
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec("INSERT INTO state_changes (room_nid, type, state_key, pos, event_pos) VALUES (?, ?, ?, ?, ?)", nid, e.Type, *e.StateKey, pos, pos)
+	_, err = db.exec(tx, "INSERT INTO state_changes (room_nid, type, state_key, pos, event_pos) VALUES (?, ?, ?, ?, ?)", nid, e.Type, *e.StateKey, pos, pos)
 	if err != nil || e.Type != "m.room.member" {
 		return err
 	}
-	_, err = tx.Exec(`INSERT INTO memberships (room_nid, user_id, membership, sender, event_pos) VALUES (?, ?, ?, ?, ?)
+	_, err = db.exec(tx, `INSERT INTO memberships (room_nid, user_id, membership, sender, event_pos) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT DO UPDATE SET membership = excluded.membership, sender = excluded.sender, event_pos = excluded.event_pos,
 		forgotten = forgotten AND excluded.membership IN ('leave', 'ban')`, nid, *e.StateKey, e.Membership(), e.Sender, pos)
 	return err
 }
 
-func putTransaction(tx *sql.Tx, t matrix.Transaction, result string) error {
-	res, err := tx.Exec("INSERT INTO transactions (user_id, device_id, scope, txn_id, result, ts) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+func (db *DB) putTransaction(tx *sql.Tx, t matrix.Transaction, result string) error {
+	res, err := db.exec(tx, "INSERT INTO transactions (user_id, device_id, scope, txn_id, result, ts) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 		t.User, t.Device, t.Scope, t.ID, result, time.Now().UnixMilli())
 	if err != nil {
 		return err
@@ -284,7 +284,7 @@ func (db *DB) Transaction(ctx context.Context, t matrix.Transaction) (result str
 // DeleteTransactions forgets requests older than a time.
 func (db *DB) DeleteTransactions(ctx context.Context, before time.Time) error {
 	return db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("DELETE FROM transactions WHERE ts < ?", before.UnixMilli())
+		_, err := db.exec(tx, "DELETE FROM transactions WHERE ts < ?", before.UnixMilli())
 		return err
 	})
 }
@@ -420,7 +420,7 @@ func (db *DB) RoomHeads(ctx context.Context, user matrix.UserID) (map[matrix.Roo
 // Forget hides a room that the user has left from them.
 func (db *DB) Forget(ctx context.Context, room matrix.RoomID, user matrix.UserID) error {
 	return db.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("UPDATE memberships SET forgotten = 1 WHERE room_nid = "+roomNID+" AND user_id = ? AND membership IN ('leave', 'ban')", room, user)
+		_, err := db.exec(tx, "UPDATE memberships SET forgotten = 1 WHERE room_nid = "+roomNID+" AND user_id = ? AND membership IN ('leave', 'ban')", room, user)
 		return err
 	})
 }
