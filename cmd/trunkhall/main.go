@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/trunkhall/trunkhall/config"
 )
@@ -55,11 +56,27 @@ type env struct {
 }
 
 func main() {
-	// The first signal stops in order, a second one ends the process at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go stopOnSignal(signals, cancel)
 	e := env{os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr}
 	os.Exit(run(ctx, e))
+}
+
+// stopOnSignal calls stop at the first signal. A later one ends the process at
+// once, but not one that comes with the first: timeout(1) and others send a signal
+// to a process and then to its group.
+func stopOnSignal(signals <-chan os.Signal, stop func()) {
+	<-signals
+	stop()
+	first := time.Now()
+	for range signals {
+		if time.Since(first) > time.Second {
+			fmt.Fprintln(os.Stderr, "trunkhall: ended by a second signal")
+			os.Exit(exitError)
+		}
+	}
 }
 
 // run runs the command that e names and returns the exit code.
