@@ -250,6 +250,9 @@ func (r *relayConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(r.publ
 
 // reached returns where to send a packet for peer, and whether that is allowed.
 func (s *Server) reached(peer netip.AddrPort) (netip.AddrPort, bool) {
+	if at, ok := s.peers.facts.Load().media[peer]; ok {
+		return at, true
+	}
 	switch s.peers.kind(peer) {
 	case peerGranted:
 		return peer, true
@@ -266,6 +269,9 @@ func (s *Server) reached(peer netip.AddrPort) (netip.AddrPort, bool) {
 // heard returns the address that a packet's sender has for peers, and whether
 // it may be heard. The opposite of reached.
 func (s *Server) heard(from netip.AddrPort) (netip.AddrPort, bool) {
+	if media, ok := s.peers.facts.Load().mediaAt[from]; ok {
+		return media, true
+	}
 	if s.peers.kind(from) == peerGranted {
 		return from, true
 	}

@@ -184,6 +184,41 @@ func TestRelayToSFU(t *testing.T) {
 	}
 }
 
+// The SFU and the relays are told about by an address that this machine has not.
+func TestRelayToSFUBehindNAT(t *testing.T) {
+	echo, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	go func() {
+		b := make([]byte, 2000)
+		for {
+			n, from, err := echo.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = echo.WriteTo(b[:n], from)
+		}
+	}()
+	public := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.5"), addrOf(echo).Port())
+	tt := startWith(t, func(cfg *Config) { cfg.PublicIPs = nil }, func(s *Server) {
+		s.deps.MediaAddrs = func() []netip.AddrPort { return []netip.AddrPort{public} }
+		s.ips = ownIPs(s.deps.MediaAddrs())
+		s.relay = []relayFamily{newRelayFamily(s.ips[0])}
+		s.peers.refresh(s.deps.MediaAddrs(), s.ips)
+	})
+	tt.addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), tt.port).String()
+	relay := tt.pionClient("udp", "@alice:example.org")
+	if got := netip.MustParseAddrPort(relay.LocalAddr().String()).Addr(); got != public.Addr() {
+		t.Fatalf("relayed address at %s, want %s", got, public.Addr())
+	}
+	if _, err := relay.WriteTo([]byte("hello"), net.UDPAddrFromAddrPort(public)); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, relay, "hello", net.UDPAddrFromAddrPort(public))
+}
+
 func TestRelayToRelay(t *testing.T) {
 	for _, c := range []struct{ name, ip string }{
 		{"at an address of this machine", "127.0.0.2"},
