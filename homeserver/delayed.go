@@ -118,7 +118,8 @@ func (s *Server) runDelayed(ctx context.Context) {
 // sendDue sends what is due and returns how long there is nothing to do.
 func (s *Server) sendDue(ctx context.Context) time.Duration {
 	for {
-		due, next, err := s.deps.Store.DueDelayed(ctx, time.Now(), delayedBatch)
+		now := time.Now()
+		due, next, err := s.deps.Store.DueDelayed(ctx, now, delayedBatch)
 		if err != nil {
 			if ctx.Err() == nil {
 				s.log.Error("read delayed events", "error", err)
@@ -130,7 +131,7 @@ func (s *Server) sendDue(ctx context.Context) time.Duration {
 			if ctx.Err() != nil {
 				return delayedRetry
 			}
-			if err := s.sendDelayed(ctx, &due[i]); err != nil && !errors.Is(err, call.ErrNotFound) {
+			if err := s.sendDelayed(ctx, &due[i], now); err != nil && !errors.Is(err, call.ErrNotFound) {
 				s.log.Error("send delayed event", "room", due[i].RoomID, "user", due[i].UserID, "type", due[i].Type, "error", err)
 				failed = failed || errorReply(err).Status >= 500
 			}
@@ -147,12 +148,13 @@ func (s *Server) sendDue(ctx context.Context) time.Duration {
 	}
 }
 
-// sendDelayed sends a scheduled event now. ErrNotFound: it is no longer
-// scheduled. What the room's rules refuse is over and noted as failed.
-func (s *Server) sendDelayed(ctx context.Context, d *matrix.DelayedEvent) error {
+// sendDelayed sends a scheduled event now; with due set, only if it has not been
+// restarted since it was found to be due then. ErrNotFound: it is no longer
+// scheduled, or not due. What the room's rules refuse is over and noted as failed.
+func (s *Server) sendDelayed(ctx context.Context, d *matrix.DelayedEvent, due time.Time) error {
 	o := outgoing{
 		room: d.RoomID, sender: d.UserID, device: d.DeviceID, typ: d.Type, stateKey: d.StateKey, content: d.Content,
-		sticky: d.Sticky, delayID: d.ID,
+		sticky: d.Sticky, delayID: d.ID, delayDue: due,
 	}
 	_, err := s.send(ctx, o)
 	if err == nil || errors.Is(err, call.ErrNotFound) {
@@ -190,7 +192,7 @@ func (s *Server) SendDelayedEvent(ctx context.Context, id string) error {
 		return err
 	}
 	if d.Outcome == matrix.DelayedScheduled {
-		err = s.sendDelayed(ctx, &d)
+		err = s.sendDelayed(ctx, &d, time.Time{})
 		if err == nil {
 			return nil
 		}

@@ -24,6 +24,8 @@ const (
 	appendRetries = 5
 	// maxCachedRooms bounds roomsState.views.
 	maxCachedRooms = 1000
+	// maxCachedState bounds the pieces of state that one view keeps.
+	maxCachedState = 5000
 	// keepFinished is how long transaction IDs and the outcomes of delayed
 	// events are remembered.
 	keepFinished = 24 * time.Hour
@@ -191,9 +193,10 @@ func (v *roomView) forget() {
 
 // load reads the room's head. The caller holds v.mu.
 func (s *Server) load(ctx context.Context, v *roomView, room matrix.RoomID) error {
-	if v.loaded {
+	if v.loaded && len(v.state) <= maxCachedState {
 		return nil
 	}
+	v.forget()
 	info, err := s.deps.Store.Room(ctx, room)
 	if err != nil {
 		return err
@@ -259,7 +262,8 @@ type outgoing struct {
 	redacts  matrix.EventID
 	sticky   *time.Duration
 	txn      *matrix.Transaction // nil: cannot be repeated
-	delayID  string              // the delayed event that it is
+	delayID  string              // the delayed event that it is ...
+	delayDue time.Time           // ... and when it was due, see matrix.Append
 	// check, if set, has the last word after the room's rules, under the room's
 	// lock; current is the state event that would be replaced.
 	check func(current *matrix.Event) error
@@ -370,7 +374,7 @@ func (s *Server) prepare(ctx context.Context, v *roomView, o outgoing) (same mat
 		return current.ID, ap, nil
 	}
 	ap.Event = matrix.StoredEvent{Event: ev, Device: o.device, DelayID: o.delayID}
-	ap.Txn, ap.DelayID, ap.CancelDelayed = o.txn, o.delayID, ev.StateKey != nil
+	ap.Txn, ap.DelayID, ap.DelayDue, ap.CancelDelayed = o.txn, o.delayID, o.delayDue, ev.StateKey != nil
 	if o.txn != nil {
 		ap.Event.TxnID = o.txn.ID
 	}

@@ -129,6 +129,9 @@ type Append struct {
 	Event   StoredEvent
 	Txn     *Transaction // nil: none to remember
 	DelayID string       // a scheduled delayed event that this one ends; empty: none
+	// DelayDue, if set, is the time at which it was found to be due. If it was
+	// restarted since, it is not, and nothing is stored.
+	DelayDue time.Time
 	// Redacted is what becomes of the target of a redaction that applies; nil
 	// for all other events.
 	Redacted *Event

@@ -140,7 +140,8 @@ func (db *DB) finishDelayedBy(tx *sql.Tx, ap matrix.Append) error {
 	e := &ap.Event
 	now := time.Now().UnixMilli()
 	if ap.DelayID != "" {
-		err := db.mustChange(tx, "UPDATE delayed_events SET outcome = 'sent', finalised = ?, event_id = ? WHERE delay_id = ? AND outcome = ''", now, e.ID, ap.DelayID)
+		err := db.mustChange(tx, "UPDATE delayed_events SET outcome = 'sent', finalised = ?, event_id = ? WHERE delay_id = ? AND outcome = '' AND (? = 0 OR due <= ?)",
+			now, e.ID, ap.DelayID, toMS(ap.DelayDue), toMS(ap.DelayDue))
 		if err != nil {
 			return fmt.Errorf("delayed event: %w", err)
 		}

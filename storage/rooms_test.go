@@ -200,6 +200,12 @@ func TestDelayedOutcomes(t *testing.T) {
 	if d, err := db.Delayed(t.Context(), "a"); !d.Due().Equal(now.Add(time.Minute+time.Second)) || *d.StateKey != key || err != nil {
 		t.Errorf("restarted: %+v, %v", d, err)
 	}
+	// It was found due before the restart: it is not any more.
+	stale, _ := db.Room(t.Context(), testRoom)
+	early := event(t, 3, stale.Heads, "m.call", &key, `{"early":1}`)
+	if _, err := db.Append(t.Context(), testRoom, head, matrix.Append{Event: early, DelayID: "a", DelayDue: now.Add(time.Second)}); !errors.Is(err, call.ErrNotFound) {
+		t.Errorf("an event was sent although it had been restarted: %v", err)
+	}
 	// Alice's own state sends a, cancels Bob's b, and leaves her c.
 	info, _ := db.Room(t.Context(), testRoom)
 	e := event(t, 3, info.Heads, "m.call", &key, `{}`)
