@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/livekit/protocol/livekit"
 	lksdk "github.com/livekit/server-sdk-go/v2"
+	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 	"github.com/twitchtv/twirp"
 )
@@ -87,13 +89,27 @@ func TestRoomService(t *testing.T) {
 	if len(rooms.Rooms) != 1 || rooms.Rooms[0].Name != "meeting" {
 		t.Fatalf("the rooms are %v", rooms.Rooms)
 	}
-	people, err := service.ListParticipants(ctx, &livekit.ListParticipantsRequest{Room: "meeting"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(people.Participants) != 1 || people.Participants[0].Identity != "alice" || len(people.Participants[0].Tracks) != 1 {
-		t.Fatalf("the participants are %v", people.Participants)
-	}
+	// A track counts once its media flows.
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer close(stop)
+	sending.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for n := uint32(0); ; n++ {
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+			_ = track.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SequenceNumber: uint16(n), Timestamp: n * 960}, Payload: audioPayload(n)}, nil)
+		}
+	})
+	eventually(t, "alice is listed with her track", func() bool {
+		people, err := service.ListParticipants(ctx, &livekit.ListParticipantsRequest{Room: "meeting"})
+		return err == nil && len(people.Participants) == 1 && people.Participants[0].Identity == "alice" && len(people.Participants[0].Tracks) == 1
+	})
 	if _, err := service.GetParticipant(ctx, &livekit.RoomParticipantIdentity{Room: "meeting", Identity: "nobody"}); code(err) != twirp.NotFound {
 		t.Errorf("asking for nobody: got %v, want not_found", err)
 	}
