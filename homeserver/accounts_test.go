@@ -483,3 +483,30 @@ func TestToDevice(t *testing.T) {
 	w.refuse("PUT", c("/sendToDevice/m.test/txn9"), alice.token, "{}", 400, "M_MISSING_PARAM")
 	w.refuse("PUT", c("/sendToDevice/m.test/txn9"), alice.token, messages(map[string]any{"*": 7}), 400, "M_BAD_JSON")
 }
+
+func TestOpenSessionsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	alice := w.register("alice")
+	first := w.send("POST", c("/delete_devices"), alice.token, map[string]any{"devices": []string{"A"}})
+	for range uiaMaxUser {
+		w.send("POST", c("/delete_devices"), alice.token, map[string]any{"devices": []string{"A"}})
+	}
+	if n := len(w.s.uia.open); n != uiaMaxUser {
+		t.Errorf("a user has %d open sessions", n)
+	}
+	if w.s.uia.open[first.str("session")] != nil {
+		t.Error("the oldest session is not the one that ended")
+	}
+	now := time.Now()
+	for range uiaMax + 10 {
+		w.s.uia.take("", "", "x", now)
+	}
+	if n := len(w.s.uia.open); n > uiaMax {
+		t.Errorf("%d open sessions", n)
+	}
+	w.s.uia.sweep(now.Add(2 * uiaLifetime))
+	if n := len(w.s.uia.open); n != 0 {
+		t.Errorf("%d sessions outlive their time", n)
+	}
+	w.refuse("POST", c("/register"), "", map[string]any{"x": strings.Repeat("x", uiaMaxBody)}, 413, "M_TOO_LARGE")
+}

@@ -54,6 +54,7 @@ func newWorld(t testing.TB, change ...func(*Config, *Deps)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.passwords.time, s.passwords.memory = 1, 64 // tests make many accounts
 	return &world{t: t, s: s, db: db, log: log}
 }
 

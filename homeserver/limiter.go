@@ -13,6 +13,7 @@ const (
 	limitMessage                   // send, state, redact: per user
 	limitLogin                     // login, per address
 	limitLoginAccount              // login, per account (drawn by the handler)
+	limitSession                   // registrations begun, per address (drawn by the frame)
 	limitRegister                  // accounts made, per address (drawn by the handler)
 	limitJoin                      // joins: per user
 	limitDelayed                   // scheduling delayed events: generous, per user or address
@@ -25,9 +26,10 @@ var limitSpecs = map[limit]struct {
 	every time.Duration
 }{
 	limitMessage:      {50, time.Second / 10},
-	limitLogin:        {30, time.Second / 3},
+	limitLogin:        {60, time.Second / 3},
 	limitLoginAccount: {10, 30 * time.Second},
-	limitRegister:     {60, 20 * time.Second},
+	limitSession:      {300, time.Second / 10},
+	limitRegister:     {100, 20 * time.Second},
 	limitJoin:         {30, 10 * time.Second},
 	limitDelayed:      {1000, time.Second / 100},
 }

@@ -34,11 +34,12 @@ const (
 // A passwordHasher computes password hashes, few at a time so that a crowd at
 // the login cannot take all the memory. Safe for concurrent use.
 type passwordHasher struct {
-	slots chan struct{}
+	slots        chan struct{}
+	time, memory uint32 // of new hashes
 }
 
 func newPasswordHasher() passwordHasher {
-	return passwordHasher{slots: make(chan struct{}, argonAtOnce)}
+	return passwordHasher{slots: make(chan struct{}, argonAtOnce), time: argonTime, memory: argonMemoryKiB}
 }
 
 func (p passwordHasher) key(ctx context.Context, password string, salt []byte, time, memory uint32, threads uint8, length uint32) ([]byte, error) {
@@ -55,13 +56,13 @@ func (p passwordHasher) key(ctx context.Context, password string, salt []byte, t
 func (p passwordHasher) hash(ctx context.Context, password string) (string, error) {
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt) // never fails, see crypto/rand
-	key, err := p.key(ctx, password, salt, argonTime, argonMemoryKiB, argonThreads, argonKeyLen)
+	key, err := p.key(ctx, password, salt, p.time, p.memory, argonThreads, argonKeyLen)
 	if err != nil {
 		return "", err
 	}
 	b64 := base64.RawStdEncoding
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version,
-		argonMemoryKiB, argonTime, argonThreads, b64.EncodeToString(salt), b64.EncodeToString(key)), nil
+		p.memory, p.time, argonThreads, b64.EncodeToString(salt), b64.EncodeToString(key)), nil
 }
 
 // matches reports whether password is the one behind a PHC string. An empty
@@ -69,7 +70,7 @@ func (p passwordHasher) hash(ctx context.Context, password string) (string, erro
 // without a password from users with one.
 func (p passwordHasher) matches(ctx context.Context, phc, password string) (bool, error) {
 	if phc == "" {
-		_, err := p.key(ctx, password, make([]byte, 16), argonTime, argonMemoryKiB, argonThreads, argonKeyLen)
+		_, err := p.key(ctx, password, make([]byte, 16), p.time, p.memory, argonThreads, argonKeyLen)
 		return false, err
 	}
 	var version, memory, time uint32

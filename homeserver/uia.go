@@ -15,7 +15,9 @@ import (
 
 const (
 	uiaLifetime = 15 * time.Minute
-	uiaMax      = 10_000 // open sessions; beyond it the oldest end first
+	uiaMax      = 5000     // open sessions; beyond it the oldest end first
+	uiaMaxUser  = 20       // of them of one user
+	uiaMaxBody  = 16 << 10 // bytes of a request that is remembered
 )
 
 // The stages of user-interactive authentication that we know.
@@ -34,7 +36,8 @@ type uiaSessions struct {
 
 // A uiaSession remembers what its first request was for and which stages are done.
 type uiaSession struct {
-	purpose   string         // method, path and caller of the first request
+	user      matrix.UserID  // caller; empty: a stranger
+	purpose   string         // method and path of the first request
 	body      map[string]any // of the first request that had one, without auth
 	completed []string
 	expires   time.Time
@@ -55,26 +58,41 @@ func (u *uiaSessions) sweepLocked(now time.Time) {
 	}
 }
 
-// take returns the session id for a purpose, or a new one with its ID.
-func (u *uiaSessions) take(id, purpose string, now time.Time) (string, *uiaSession) {
+// take returns the session id of a user for a purpose, or a new one with its ID.
+func (u *uiaSessions) take(id string, user matrix.UserID, purpose string, now time.Time) (string, *uiaSession) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if s := u.open[id]; s != nil && s.purpose == purpose && now.Before(s.expires) {
+	if s := u.open[id]; s != nil && s.user == user && s.purpose == purpose && now.Before(s.expires) {
 		return id, s
 	}
 	if len(u.open) >= uiaMax {
 		u.sweepLocked(now)
-		for id := range u.open {
-			if len(u.open) < uiaMax {
-				break
-			}
-			delete(u.open, id)
-		}
+		u.endOldest(uiaMax, func(*uiaSession) bool { return true })
+	}
+	if user != "" {
+		u.endOldest(uiaMaxUser, func(s *uiaSession) bool { return s.user == user })
 	}
 	id = newToken("uia")
-	s := &uiaSession{purpose: purpose, completed: []string{}, expires: now.Add(uiaLifetime)}
+	s := &uiaSession{user: user, purpose: purpose, completed: []string{}, expires: now.Add(uiaLifetime)}
 	u.open[id] = s
 	return id, s
+}
+
+// endOldest ends the oldest of some sessions if there are limit of them already.
+func (u *uiaSessions) endOldest(limit int, some func(*uiaSession) bool) {
+	n, oldest := 0, ""
+	for id, s := range u.open {
+		if !some(s) {
+			continue
+		}
+		n++
+		if oldest == "" || s.expires.Before(u.open[oldest].expires) {
+			oldest = id
+		}
+	}
+	if n >= limit {
+		delete(u.open, oldest)
+	}
 }
 
 // bind ties a session to the body of its first request. It returns the body
@@ -129,8 +147,15 @@ func (s *Server) interactive(r *request, raw json.RawMessage, flows [][]string, 
 	if auth.Auth == nil {
 		auth.Auth = &uiaAuth{}
 	}
-	purpose := r.Method + " " + r.URL.EscapedPath() + " " + string(r.user)
-	id, session := s.uia.take(auth.Auth.Session, purpose, time.Now())
+	if len(raw) > uiaMaxBody {
+		return nil, tooLarge("this request has at most %d bytes", uiaMaxBody)
+	}
+	if auth.Auth.Session == "" && r.user == "" {
+		if err := s.allow(r, limitSession); err != nil {
+			return nil, err
+		}
+	}
+	id, session := s.uia.take(auth.Auth.Session, r.user, r.Method+" "+r.URL.EscapedPath(), time.Now())
 	body, same := s.uia.bind(session, body, mayChange)
 	if !same {
 		return nil, forbidden("the request has changed since its authentication began")
