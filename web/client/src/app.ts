@@ -10,7 +10,8 @@ import { t } from "./strings/en.ts";
 
 /** What the whole page depends on. */
 export interface AppState {
-  phase: "starting" | "door" | "in";
+  /** `elsewhere`: another window of this browser uses the session. */
+  phase: "starting" | "door" | "in" | "elsewhere";
   config: ServerConfig;
   server: ServerState | undefined;
   session: Session | undefined;
@@ -58,7 +59,23 @@ export async function boot(): Promise<void> {
     app.patch({ phase: "door" });
     return;
   }
+  await resume(kept, false);
+}
+
+/** useHere takes the session over from another window of this browser. */
+export async function useHere(): Promise<void> {
+  const kept = sessions.loadSession();
+  if (kept) await resume(kept, true);
+  else app.patch({ phase: "door" });
+}
+
+async function resume(kept: Session, takeOver: boolean): Promise<void> {
   try {
+    if (!(await hold(kept, takeOver))) {
+      app.patch({ phase: "elsewhere" });
+      return;
+    }
+    app.patch({ phase: "starting" });
     await enter(kept);
   } catch (e) {
     const gone = e instanceof MatrixError && (e.errcode === "M_UNKNOWN_TOKEN" || e.httpStatus === 401);
@@ -67,8 +84,46 @@ export async function boot(): Promise<void> {
   }
 }
 
+/**
+ * hold keeps other windows of this browser away from a session's keys: two
+ * windows writing to one key store would damage it. It reports false when
+ * another window has it, unless it is to be taken over.
+ */
+async function hold(session: Session, takeOver: boolean): Promise<boolean> {
+  const name = `trunkhall:${session.deviceId}`;
+  if (!navigator.locks || held === name) return true;
+  return new Promise((resolve) => {
+    navigator.locks
+      .request(name, takeOver ? { steal: true } : { ifAvailable: true }, (lock) => {
+        resolve(lock !== null);
+        if (lock === null) return undefined;
+        held = name;
+        return new Promise<void>((release) => (letGo = release));
+      })
+      .catch(() => void yieldSession());
+  });
+}
+
+let held: string | undefined;
+let letGo: () => void = () => undefined;
+
+function release(): void {
+  held = undefined;
+  letGo();
+}
+
+/** yieldSession stops this window because another one took over. */
+async function yieldSession(): Promise<void> {
+  const { client, call } = app.value;
+  held = undefined;
+  await call?.leave("elsewhere");
+  client?.stopClient();
+  app.patch({ phase: "elsewhere", client: undefined, session: undefined, call: undefined, after: undefined });
+}
+
 /** enter starts a session's client and opens the hall. */
 export async function enter(session: Session): Promise<MatrixClient> {
+  await hold(session, true);
   const client = await sessions.startClient(session);
   sessions.saveSession(session);
   watch(client);
@@ -83,6 +138,7 @@ export async function signOut(): Promise<void> {
   await call?.leave("signed-out");
   if (client && session) await sessions.stopClient(client, session, true);
   sessions.forgetSession();
+  release();
   app.patch({ phase: "door", client: undefined, session: undefined, call: undefined, after: undefined });
 }
 
@@ -141,6 +197,7 @@ async function kickedOut(): Promise<void> {
   await call?.leave("signed-out");
   client.stopClient();
   sessions.forgetSession();
+  release();
   app.patch({ phase: "door", client: undefined, session: undefined, call: undefined, notice: t.errors.signedOut });
 }
 

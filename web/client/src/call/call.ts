@@ -77,7 +77,7 @@ export interface Prepared {
 }
 
 const HAND = "🖐️";
-const TROUBLE_AFTER_MS = 8000;
+const TROUBLE_AFTER_MS = 7500;
 /** Looking for the cause starts early enough to have it when the time is up. */
 const LOOK_AFTER_MS = 4000;
 const KEYLESS_FOR_MS = 4000;

@@ -107,7 +107,7 @@ export function buildScene<T>(members: Member[], o: SceneOptions<T>): Scene<T> {
     users.add(m.userId);
     const screen = p?.screen;
     if (screen && !screen.muted) {
-      tiles.push({ ...base, key: `${m.identity}/screen`, kind: "screen", muted: !p?.screenAudio, video: screen.track, speaking: false });
+      tiles.push({ ...base, key: `${m.identity}/screen`, kind: "screen", muted: !p?.screenAudio, video: screen.track, speaking: false, hand: false });
     }
     const camera = p?.camera;
     tiles.push({

@@ -56,11 +56,12 @@ describe("buildTimeline", () => {
     const items = buildTimeline([
       event("m.room.message", { msgtype: "m.text", body: "* new" }, { relation: "m.replace" }),
       event("m.room.encrypted", {}, { failed: true }),
+      event("m.room.message", { msgtype: "m.bad.encrypted", body: "** Unable to decrypt" }, { failed: true }),
       event("m.room.message", {}, { redacted: true }),
       event("m.room.message", { msgtype: "m.text", body: 7 }),
       event("m.reaction", {}),
     ]);
-    expect(items.slice(1).map((i) => i.kind === "message" && i.tone)).toEqual(["undecryptable", "gone"]);
+    expect(items.slice(1).map((i) => i.kind === "message" && i.tone)).toEqual(["undecryptable", "undecryptable", "gone"]);
   });
 
   it("tells sending from sent and failed", () => {

@@ -85,6 +85,7 @@ function toItem(ev: EventLike): Exclude<Item, { kind: "day" }> | undefined {
     case EventType.RoomMessage: {
       if (ev.isRedacted()) return message("", "gone");
       if (ev.isRelation("m.replace")) return undefined;
+      if (ev.isDecryptionFailure()) return message("", "undecryptable");
       const body = typeof content.body === "string" ? content.body : "";
       switch (content.msgtype) {
         case MsgType.Emote:

@@ -55,6 +55,12 @@ export const en = {
     hide: "Hide password",
   },
 
+  elsewhere: {
+    title: "Open in another window",
+    why: "Trunkhall is already open in this browser. Only one window at a time can use your keys.",
+    here: "Use it here",
+  },
+
   errors: {
     wrongPassword: "That username and password do not belong together.",
     taken: "That username is taken.",
@@ -82,6 +88,7 @@ export const en = {
     signOut: "Sign out",
     signOutAsk: "Sign out of this device? Encrypted messages that only this device can read will be lost here.",
     account: "Your account",
+    save: "Save",
     signedInAs: (id: string) => `Signed in as ${id}`,
     offline: "No connection to the server. Trying again …",
     sent: (who: string, body: string) => `${who}: ${body}`,
@@ -112,7 +119,9 @@ export const en = {
     members: (n: number) => many(n, "member", "members"),
     showMembers: "Members",
     start: "Start call",
+    startShort: "Call",
     join: "Join call",
+    joinShort: "Join",
     copyLink: "Copy link",
     linkCopied: "Link copied",
     linkFailed: "The link could not be copied. It is:",
@@ -372,7 +381,6 @@ export const en = {
     rejoin: "Join again",
     toRoom: "Back to the room",
     home: "Home",
-    register: "Make an account to keep the room",
   },
 };
 

@@ -29,6 +29,8 @@ export function CallView({ call }: { call: Call }): JSX.Element {
   useEffect(() => {
     document.title = `${call.room.name} · ${t.app}`;
   }, [call.room.name]);
+  const heading = useRef<HTMLHeadingElement>(null);
+  useEffect(() => heading.current?.focus(), []);
   useKeys(call);
   useWakeLock();
 
@@ -41,7 +43,7 @@ export function CallView({ call }: { call: Call }): JSX.Element {
 
   return (
     <div class={`call ${panel ? "with-sheet" : ""}`} data-testid="call" data-phase={s.phase} data-encrypted={call.encrypted} data-route={s.route}>
-      <CallHead call={call} spotlight={spotlight || pinned !== undefined} onLayout={() => (setPinned(undefined), setSpotlight(!(spotlight || pinned !== undefined)))} onSettings={() => setSettings(true)} />
+      <CallHead heading={heading} call={call} spotlight={spotlight || pinned !== undefined} onLayout={() => (setPinned(undefined), setSpotlight(!(spotlight || pinned !== undefined)))} onSettings={() => setSettings(true)} />
       <main class="call-main">
         {s.phase === "reconnecting" && !s.trouble && (
           <p class="toast" role="status">
@@ -108,12 +110,14 @@ export function CallView({ call }: { call: Call }): JSX.Element {
   );
 }
 
-function CallHead({ call, spotlight, onLayout, onSettings }: { call: Call; spotlight: boolean; onLayout: () => void; onSettings: () => void }): JSX.Element {
+function CallHead({ heading, call, spotlight, onLayout, onSettings }: { heading: RefObject<HTMLHeadingElement | null>; call: Call; spotlight: boolean; onLayout: () => void; onSettings: () => void }): JSX.Element {
   const s = useStore(call.state);
   return (
     <header class="call-head">
       <div class="call-title">
-        <h1>{call.room.name}</h1>
+        <h1 ref={heading} tabIndex={-1}>
+          {call.room.name}
+        </h1>
         <span class={`lock ${call.encrypted ? "live" : ""}`} data-testid="call-encryption" title={call.encrypted ? t.room.encrypted : t.room.notEncrypted}>
           <Icon name={call.encrypted ? "lock" : "unlock"} size={16} />
           <span class="wide-only">{call.encrypted ? t.room.encrypted : t.room.notEncrypted}</span>
@@ -193,6 +197,7 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
   const video = useRef<HTMLVideoElement>(null);
   const [size, setSize] = useState<{ w: number; h: number }>();
   useEffect(() => {
+    setSize(undefined);
     const el = video.current;
     const track = tile.video;
     if (!el || !track) return;
@@ -225,7 +230,8 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
       data-keyless={tile.keyless}
       data-speaking={tile.speaking}
     >
-      {tile.video ? (
+      {(!tile.video || !size) && !screen && <Face id={tile.userId} name={tile.name} size={96} class="tile-face" />}
+      {tile.video && (
         <video
           ref={video}
           autoPlay
@@ -234,8 +240,6 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
           class={`${tile.local && !screen ? "mirror" : ""} ${screen || (size && size.h > size.w) ? "whole" : ""}`}
           onResize={(e) => setSize({ w: e.currentTarget.videoWidth, h: e.currentTarget.videoHeight })}
         />
-      ) : (
-        <Face id={tile.userId} name={tile.name} size={96} class="tile-face" />
       )}
       {tile.keyless && !tile.waiting && (
         <span class="tile-state">
@@ -287,7 +291,8 @@ function Controls({ call, panel, setPanel }: { call: Call; panel: Panel; setPane
   const toggle = (p: Panel) => setPanel(panel === p ? undefined : p);
   const hands = s.scene.tiles.filter((x) => x.hand && x.kind === "camera").length;
   return (
-    <div class="controls" role="toolbar" aria-label={t.call.controls}>
+    <footer class="controls-bar">
+      <div class="controls" role="toolbar" aria-label={t.call.controls}>
       <Control icon={s.mic ? "mic" : "micOff"} label={s.mic ? t.call.mute : t.call.unmute} keys={t.call.keys.mic} off={!s.mic} onClick={() => void call.setMic(!s.mic)} testId="call-mute" pressed={!s.mic} />
       <Control icon={s.camera ? "camera" : "cameraOff"} label={s.camera ? t.call.cameraOff : t.call.cameraOn} keys={t.call.keys.camera} off={!s.camera} onClick={() => void call.setCamera(!s.camera)} testId="call-camera" pressed={!s.camera} />
       {canShare && <Control icon={s.sharing ? "stopShare" : "share"} label={s.sharing ? t.call.stopShare : t.call.share} on={s.sharing} onClick={() => void call.setSharing(!s.sharing)} testId="call-share" pressed={s.sharing} />}
@@ -295,7 +300,8 @@ function Controls({ call, panel, setPanel }: { call: Call; panel: Panel; setPane
       <Control icon="people" label={t.call.people} on={panel === "people"} onClick={() => toggle("people")} testId="participants" expanded={panel === "people"} badge={hands > 0 ? hands : undefined} />
       <Control icon="chat" label={t.call.chat} on={panel === "chat"} onClick={() => toggle("chat")} testId="call-chat" expanded={panel === "chat"} />
       <Control icon="leave" label={t.call.leave} danger onClick={() => void call.leave()} testId="call-leave" />
-    </div>
+      </div>
+    </footer>
   );
 }
 

@@ -19,6 +19,7 @@ export function Hall(): JSX.Element {
   const route = useRoute();
   const [creating, setCreating] = useState(false);
   const [leaving, setLeaving] = useState(false);
+  const [account, setAccount] = useState(false);
   const rooms = visibleRooms(client);
   const name = route.at === "room" ? route.room : undefined;
   const room = name === undefined ? undefined : findRoom(client, name);
@@ -70,11 +71,13 @@ export function Hall(): JSX.Element {
           </ul>
         )}
         <footer>
-          <Face id={me} name={ownName} size={32} />
-          <span class="who" title={t.hall.signedInAs(me)}>
-            <b>{ownName}</b>
-            <small data-testid="own-user-id">{session?.guest ? t.guest : me}</small>
-          </span>
+          <button type="button" class="account" aria-label={t.hall.account} title={t.hall.signedInAs(me)} onClick={() => setAccount(true)} data-testid="account">
+            <Face id={me} name={ownName} size={32} />
+            <span class="who">
+              <b>{ownName}</b>
+              <small data-testid="own-user-id">{session?.guest ? t.guest : me}</small>
+            </span>
+          </button>
           <IconButton icon="signOut" label={t.hall.signOut} onClick={() => setLeaving(true)} data-testid="sign-out" />
         </footer>
       </nav>
@@ -82,6 +85,7 @@ export function Hall(): JSX.Element {
         {name === undefined ? (
           <div class="empty big">
             <Mark size={56} />
+            <h1 class="unseen">{t.hall.rooms}</h1>
             <p>{t.hall.pick}</p>
           </div>
         ) : room && room.getMyMembership() === "join" ? (
@@ -91,8 +95,34 @@ export function Hall(): JSX.Element {
         )}
       </main>
       {creating && <CreateRoom client={client} onClose={() => setCreating(false)} />}
+      {account && <Account client={client} name={ownName} onClose={() => setAccount(false)} />}
       {leaving && <Ask question={t.hall.signOutAsk} yes={t.hall.signOut} onNo={() => setLeaving(false)} onYes={() => void signOut()} />}
     </div>
+  );
+}
+
+/** Account is where one changes how the others see one's name. */
+function Account({ client, name, onClose }: { client: MatrixClient; name: string; onClose: () => void }): JSX.Element {
+  const [value, setValue] = useState(name);
+  const { busy, error, submit } = useSubmit(async () => {
+    await client.setDisplayName(value.trim());
+    onClose();
+  });
+  return (
+    <Dialog title={t.hall.account} onClose={onClose}>
+      <form onSubmit={submit}>
+        <Field label={t.lobby.name} hint={t.lobby.nameHint} value={value} onValue={setValue} maxLength={80} required testId="account-name" />
+        <p class="error form-error" role="alert">
+          {error}
+        </p>
+        <div class="row end">
+          <Button onClick={onClose}>{t.cancel}</Button>
+          <Button type="submit" kind="primary" busy={busy} disabled={value.trim() === ""} data-testid="account-save">
+            {t.hall.save}
+          </Button>
+        </div>
+      </form>
+    </Dialog>
   );
 }
 

@@ -21,7 +21,9 @@ type CallRoute = Extract<Route, { at: "call" }>;
 export function CallEntry({ route }: { route: CallRoute }): JSX.Element {
   const { phase } = useApp();
   const [signIn, setSignIn] = useState(false);
-  if (phase === "in") return <MemberLobby route={route} />;
+  // Becoming a guest is part of joining: the lobby stays until the call is there.
+  const [stranger] = useState(phase !== "in" && route.guest);
+  if (phase === "in" && (!stranger || signIn)) return <MemberLobby route={route} />;
   if (!route.guest || signIn) return <Door />;
   return <GuestLobby route={route} onSignIn={() => setSignIn(true)} />;
 }
@@ -56,7 +58,7 @@ function MemberLobby({ route }: { route: CallRoute }): JSX.Element {
 function GuestLobby({ route, onSignIn }: { route: CallRoute; onSignIn: () => void }): JSX.Element {
   const [name, setName] = useState("");
   const join = async (media: LobbyMedia) => {
-    const client = await enter(await enterAsGuest(app.value.config, name));
+    const client = app.value.client ?? (await enter(await enterAsGuest(app.value.config, name)));
     const r = await client.joinRoom(route.room, { viaServers: route.via });
     const room = await waitForRoom(client, r.roomId);
     await startCall(room, media.take(), media.wants);
@@ -105,7 +107,7 @@ function Lobby({ title, back, inside, known, encrypted, join, note, ready = true
   }, [title]);
   const { busy, error, submit } = useSubmit(() =>
     join({
-      wants: { mic: prefs.mic, camera: prefs.camera },
+      wants: { mic: prefs.mic && !mic.problem, camera: prefs.camera && !camera.problem },
       take: () => ({ ...pick("audio", mic.take() as LocalAudioTrack | undefined), ...pick("video", camera.take() as LocalVideoTrack | undefined) }),
     }),
   );

@@ -43,12 +43,14 @@ export function RoomView({ room }: { room: Room }): JSX.Element {
             {room.getJoinedMemberCount()}
           </button>
           {inside.length > 0 ? (
-            <Button kind="primary" icon="phone" onClick={enter} data-testid="call-join">
-              {t.room.join}
+            <Button kind="primary" icon="phone" onClick={enter} aria-label={t.room.join} data-testid="call-join">
+              <span class="wide-only">{t.room.join}</span>
+              <span class="only-narrow-inline">{t.room.joinShort}</span>
             </Button>
           ) : (
-            <Button kind="primary" icon="phone" onClick={enter} data-testid="call-start">
-              {t.room.start}
+            <Button kind="primary" icon="phone" onClick={enter} aria-label={t.room.start} data-testid="call-start">
+              <span class="wide-only">{t.room.start}</span>
+              <span class="only-narrow-inline">{t.room.startShort}</span>
             </Button>
           )}
         </div>
@@ -129,7 +131,8 @@ function Timeline({ room }: { room: Room }): JSX.Element {
   const [loading, setLoading] = useState(false);
   const items = timelineOf(room);
   const last = items[items.length - 1];
-  const more = room.getLiveTimeline().getPaginationToken(Direction.Backward) !== null;
+  const complete = items.some((i) => i.kind === "note" && i.note.what === "created");
+  const more = !complete && room.getLiveTimeline().getPaginationToken(Direction.Backward) !== null;
 
   useLayoutEffect(() => {
     if (atEnd.current && box.current) box.current.scrollTop = box.current.scrollHeight;
@@ -201,7 +204,7 @@ function Timeline({ room }: { room: Room }): JSX.Element {
 function Line({ item, room }: { item: Item; room: Room }): JSX.Element {
   const client = useMatrix();
   const name = (id: string) => nameOf(room, id);
-  if (item.kind === "day") return <h3 class="day">{dayName(item.ts)}</h3>;
+  if (item.kind === "day") return <p class="day">{dayName(item.ts)}</p>;
   if (item.kind === "note") {
     return (
       <p class="note" data-testid="note-item">
@@ -413,7 +416,7 @@ export function HostActions({ room, member, me }: { room: Room; member: RoomMemb
   return (
     <span class="host-actions">
       {kick && <IconButton icon="remove" label={t.room.remove(name)} onClick={() => setAsking("kick")} data-testid={`kick-${member.userId}`} />}
-      {ban && <IconButton icon="close" label={t.room.ban(name)} onClick={() => setAsking("ban")} data-testid={`ban-${member.userId}`} />}
+      {ban && <IconButton icon="ban" label={t.room.ban(name)} onClick={() => setAsking("ban")} data-testid={`ban-${member.userId}`} />}
       {error && (
         <span class="error" role="alert">
           {error}
