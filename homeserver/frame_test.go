@@ -18,10 +18,10 @@ import (
 	"github.com/trunkhall/trunkhall/matrix"
 )
 
-// serve runs one route alone and returns what a client sees.
-func serve(t *testing.T, h handler) reply {
-	t.Helper()
-	w := newWorld(t)
+// probe runs one handler and returns what a client sees.
+func (w *world) probe(h handler) reply {
+	w.t.Helper()
+	w.s.routes.literal["probe"] = nil // the one before
 	w.s.mount([]route{{http.MethodGet, []string{"/probe"}, accessPublic, limitNone, h}})
 	return w.send("GET", "/probe", "", nil)
 }
@@ -37,13 +37,14 @@ func TestEveryKindOfErrorHasItsAnswer(t *testing.T) {
 		call.ErrConflict:    {409, matrix.CodeUnknown},
 		call.ErrUnavailable: {503, matrix.CodeUnknown},
 	}
+	world := newWorld(t)
 	for _, kind := range call.Kinds() {
 		w, ok := want[kind]
 		if !ok {
 			t.Errorf("kind %q is in no row of this table", kind)
 			continue
 		}
-		got := serve(t, func(*request) (any, error) { return nil, fmt.Errorf("open the door: %w", kind) })
+		got := world.probe(func(*request) (any, error) { return nil, fmt.Errorf("open the door: %w", kind) })
 		if got.status != w.status || got.code() != string(w.code) {
 			t.Errorf("%v: %d %s, want %d %s", kind, got.status, got.raw, w.status, w.code)
 		}
@@ -51,12 +52,13 @@ func TestEveryKindOfErrorHasItsAnswer(t *testing.T) {
 }
 
 func TestInternalErrorsTellStrangersNothing(t *testing.T) {
+	world := newWorld(t)
 	for name, h := range map[string]handler{
 		"an error of no kind":   func(*request) (any, error) { return nil, errors.New("disk /dev/sda1 is full") },
 		"a panic":               func(*request) (any, error) { panic("disk /dev/sda1 is full") },
 		"a reply that is wrong": func(*request) (any, error) { return func() {}, nil },
 	} {
-		got := serve(t, h)
+		got := world.probe(h)
 		if got.status != 500 || got.code() != "M_UNKNOWN" || strings.Contains(string(got.raw), "sda1") {
 			t.Errorf("%s: %d %s", name, got.status, got.raw)
 		}
