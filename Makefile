@@ -37,8 +37,6 @@ client: $(client_built) ## build the web client into web/dist
 
 $(client_built): $(client_sources)
 	cd web/client && npm ci --no-fund --no-audit && npm run build
-	find web/dist -type f -size +1k \( -name '*.js' -o -name '*.css' -o -name '*.wasm' -o -name '*.svg' \) \
-		! -name '*.map' -exec gzip -9 -n -k -f {} +
 	touch web/dist/.keep $@
 
 # ---- tests ---------------------------------------------------------------
