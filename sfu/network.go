@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/pion/ice/v4"
 	"github.com/pion/webrtc/v4"
@@ -28,6 +29,7 @@ type network struct {
 	local   []netip.Addr // the addresses candidates are gathered from
 	nodeIPs []netip.Addr
 	loop    bool
+	sends   atomic.Uint64 // packets sent on the UDP port
 }
 
 // listen binds the sockets that cfg asks for.
@@ -55,7 +57,7 @@ func listen(cfg Config, log *slog.Logger) (*network, error) {
 		_ = c.SetReadBuffer(socketBuffer) // best effort: the kernel has its own limit
 		_ = c.SetWriteBuffer(socketBuffer)
 		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{
-			UDPConn: c, Logger: pionLogger{log, "ice"},
+			UDPConn: mediaSocket{c, &n.sends}, Logger: pionLogger{log, "ice"},
 		}))
 	}
 	n.udpPort = conns[0].LocalAddr().(*net.UDPAddr).Port

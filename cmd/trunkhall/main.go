@@ -38,6 +38,7 @@ usage: trunkhall COMMAND [flags]
             removed at the end
   config    print the documented default configuration
   user      add, list, passwd: accounts of a data directory
+  bench     measure this machine: sfu or homeserver
   version   print the version
 
 'trunkhall COMMAND -h' tells the flags of a command.
@@ -97,6 +98,8 @@ func run(ctx context.Context, e env) int {
 		err = printConfig(e)
 	case "user":
 		err = user(ctx, e)
+	case "bench":
+		err = benchmark(ctx, e)
 	case "version", "--version", "-version":
 		fmt.Fprintln(e.stdout, "trunkhall "+versionText())
 	case "help", "--help", "-help", "-h":

@@ -230,7 +230,7 @@ func measure(ctx context.Context, o Options, kind string, sc Scenario) (sample, 
 		microsPerPacket: float64((to.cpu - from.cpu).Microseconds()) / got,
 		sendsPerPacket:  float64(to.Sends-from.Sends) / got,
 		allocsPerPacket: float64(to.Mallocs-from.Mallocs) / got,
-		loss:            1 - got/float64(counts.Expected),
+		loss:            max(0, 1-got/float64(counts.Expected)), // packets under way at the ends may tip it below 0
 		memory:          float64(to.rss-before.rss) / (1 << 20) / float64(sc.Subscribers),
 		join:            float64((joined.cpu - before.cpu).Milliseconds()) / float64(sc.Subscribers),
 	}, nil

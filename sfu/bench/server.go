@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -277,14 +278,25 @@ type baseline struct {
 
 // countingConn counts the packets written: each is one send system call.
 type countingConn struct {
-	net.PacketConn
+	*net.UDPConn
 	writes atomic.Uint64
 }
 
 // WriteTo writes one packet.
 func (c *countingConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	c.writes.Add(1)
-	return c.PacketConn.WriteTo(b, to)
+	return c.UDPConn.WriteTo(b, to)
+}
+
+// WriteToAddrPort writes one packet without allocating.
+func (c *countingConn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	c.writes.Add(1)
+	return c.UDPConn.WriteToUDPAddrPort(b, to)
+}
+
+// ReadFromAddrPort reads one packet without allocating.
+func (c *countingConn) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
+	return c.UDPConn.ReadFromUDPAddrPort(b)
 }
 
 func newBaseline() (*baseline, error) {
@@ -294,7 +306,7 @@ func newBaseline() (*baseline, error) {
 	}
 	udp.SetReadBuffer(4 << 20)
 	udp.SetWriteBuffer(4 << 20)
-	b := &baseline{conn: &countingConn{PacketConn: udp}, peers: make(map[string]*webrtc.PeerConnection)}
+	b := &baseline{conn: &countingConn{UDPConn: udp}, peers: make(map[string]*webrtc.PeerConnection)}
 	b.mux = ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: b.conn})
 	var se webrtc.SettingEngine
 	se.SetICEUDPMux(b.mux)
