@@ -128,14 +128,10 @@ func newMediaEngine(dir direction) (*webrtc.MediaEngine, error) {
 	return m, registerExtensions(m, dir)
 }
 
+// registerExtensions registers what a connection may negotiate. All extensions
+// of a connection are for both directions: a section that is idle has no sender
+// yet, but clients never offer again what its first answer left out.
 func registerExtensions(m *webrtc.MediaEngine, dir direction) error {
-	var dirs []webrtc.RTPTransceiverDirection
-	if dir&receives != 0 {
-		dirs = append(dirs, webrtc.RTPTransceiverDirectionRecvonly)
-	}
-	if dir&sends != 0 {
-		dirs = append(dirs, webrtc.RTPTransceiverDirectionSendonly)
-	}
 	audio, video := webrtc.RTPCodecTypeAudio, webrtc.RTPCodecTypeVideo
 	for _, e := range []struct {
 		uri   string
@@ -154,15 +150,8 @@ func registerExtensions(m *webrtc.MediaEngine, dir direction) error {
 		if e.dir&dir == 0 {
 			continue
 		}
-		var use []webrtc.RTPTransceiverDirection
-		for _, d := range dirs {
-			if d == webrtc.RTPTransceiverDirectionRecvonly && e.dir&receives != 0 ||
-				d == webrtc.RTPTransceiverDirectionSendonly && e.dir&sends != 0 {
-				use = append(use, d)
-			}
-		}
 		for _, k := range e.kinds {
-			if err := m.RegisterHeaderExtension(webrtc.RTPHeaderExtensionCapability{URI: e.uri}, k, use...); err != nil {
+			if err := m.RegisterHeaderExtension(webrtc.RTPHeaderExtensionCapability{URI: e.uri}, k); err != nil {
 				return err
 			}
 		}

@@ -5,7 +5,9 @@ import "time"
 const (
 	badLoss      = 0.10 // share of packets lost that means too much is sent
 	fineLoss     = 0.02 // below this, more may be tried
-	tightShare   = 0.85 // of what is sent; an estimate below it means too much is sent
+	tightShare   = 0.7  // of what is sent; an estimate below it means too much is sent
+	lossFor      = time.Second
+	tightFor     = 3 * time.Second // estimates also drop when a machine is busy for a moment
 	firstRetry   = 6 * time.Second
 	longestRetry = time.Minute
 	settleTime   = 2 * time.Second // after a step, until its effect can be seen
@@ -22,6 +24,9 @@ type congestion struct {
 	changed time.Time
 	tried   bool // the last change was a step up
 	retry   time.Duration
+
+	lossSince  time.Time // how long it has been bad without a break
+	tightSince time.Time
 }
 
 // A linkSample is what a subscriber's connection showed since the last one.
@@ -33,12 +38,14 @@ type linkSample struct {
 
 // observe takes a sample and reports whether steps has changed.
 func (c *congestion) observe(s linkSample, now time.Time) bool {
+	tight := s.estimate > 0 && s.sent > 100_000 && float64(s.estimate) < tightShare*float64(s.sent)
+	bad := lasts(&c.lossSince, s.loss > badLoss, lossFor, now)
+	bad = lasts(&c.tightSince, tight, tightFor, now) || bad
 	if now.Sub(c.changed) < settleTime {
 		return false
 	}
-	tight := s.estimate > 0 && s.sent > 100_000 && float64(s.estimate) < tightShare*float64(s.sent)
 	switch {
-	case s.loss > badLoss || tight:
+	case bad:
 		if c.steps >= c.max {
 			return false
 		}
@@ -49,7 +56,7 @@ func (c *congestion) observe(s linkSample, now time.Time) bool {
 		c.changed, c.tried = now, false
 		c.retry = max(c.retry, firstRetry)
 		return true
-	case c.steps > 0 && s.loss < fineLoss && now.Sub(c.changed) >= c.retry:
+	case c.steps > 0 && !tight && s.loss < fineLoss && now.Sub(c.changed) >= c.retry:
 		c.steps--
 		c.changed, c.tried = now, true
 		return true
@@ -57,6 +64,18 @@ func (c *congestion) observe(s linkSample, now time.Time) bool {
 		c.retry = firstRetry
 	}
 	return false
+}
+
+// lasts reports whether a condition has held for a time; since remembers.
+func lasts(since *time.Time, holds bool, long time.Duration, now time.Time) bool {
+	if !holds {
+		*since = time.Time{}
+		return false
+	}
+	if since.IsZero() {
+		*since = now
+	}
+	return now.Sub(*since) >= long
 }
 
 // A demand is one video that a subscriber wants.

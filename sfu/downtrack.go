@@ -304,12 +304,14 @@ func (d *downTrack) send(l *upLayer, p *packet, seq uint16, shift vp8Shift, now 
 		d.lastTS, d.lastAt = ts, now
 	}
 	d.fill(&d.header, d.pt, d.ssrc, seq, ts, p.header.Marker)
+	// The first extension decides whether all have one-byte headers (RFC 8285
+	// section 4.2); only the dependency descriptor may need two.
+	if d.exts.dependency != 0 && len(p.dd) > 0 {
+		_ = d.header.SetExtension(d.exts.dependency, p.dd)
+	}
 	if d.exts.absSend != 0 {
 		d.stamp(now)
 		_ = d.header.SetExtension(d.exts.absSend, d.sendTime[:])
-	}
-	if d.exts.dependency != 0 && len(p.dd) > 0 {
-		_ = d.header.SetExtension(d.exts.dependency, p.dd)
 	}
 	if d.exts.capture != 0 && len(p.capture) > 0 {
 		_ = d.header.SetExtension(d.exts.capture, p.capture)

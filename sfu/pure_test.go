@@ -384,10 +384,13 @@ func TestCongestionLadder(t *testing.T) {
 		in    linkSample
 		steps int
 	}{
-		{0, fine, 0}, {1, lossy, 1}, {2, lossy, 1}, {3, tight, 2}, {6, fine, 2}, {10, fine, 1},
-		{12, tight, 2},               // the try failed at once
-		{20, fine, 2}, {25, fine, 1}, // so the next one waits longer
-		{50, fine, 0}, {60, lossy, 1}, // steady in between
+		{0, fine, 0}, {1, lossy, 0}, {2, lossy, 1}, // not for a single report
+		{3, lossy, 1},               // the step must have time to work
+		{5, fine, 1}, {6, tight, 1}, // nor for a moment's low estimate
+		{9, tight, 2}, {12, fine, 2}, {16, fine, 1},
+		{17, lossy, 1}, {19, lossy, 2}, // the try failed at once
+		{27, fine, 2}, {32, fine, 1}, // so the next one waits longer
+		{60, fine, 0}, {70, lossy, 0}, {71, lossy, 1},
 	} {
 		if c.observe(s.in, at(s.sec)); c.steps != s.steps {
 			t.Errorf("observation %d at %d s: %d steps, want %d", i, s.sec, c.steps, s.steps)

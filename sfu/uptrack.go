@@ -240,7 +240,9 @@ func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Tim
 			u.level.observe(b[0] & 0x7f)
 		}
 	}
-	if l.exts.dependency != 0 {
+	// The dependency descriptor's frame numbers are not rewritten at layer
+	// switches, so it goes only where nothing else tells key frames.
+	if l.exts.dependency != 0 && (f == formatVP9 || f == formatAV1) {
 		p.dd = p.header.GetExtension(l.exts.dependency)
 	}
 	if l.exts.capture != 0 {
