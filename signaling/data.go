@@ -17,6 +17,9 @@ const (
 	maxPendingBytes = 100 << 10       // reliable messages waiting for a channel to open
 	cacheBytes      = 100 << 10       // reliable messages kept for those who resume
 	cacheAge        = 2 * time.Second // and for how long
+
+	nonceAge  = 10 * time.Second // how long the nonces of the server API are remembered
+	maxNonces = 1024             // of one room
 )
 
 // dataState is what a participant's loop knows of its data channels.
@@ -209,6 +212,35 @@ func (c *dataCache) expire(now time.Time) {
 		drop++
 	}
 	c.items = slices.Delete(c.items, 0, drop)
+}
+
+// A nonces remembers what the server API was asked to send, so that what an SDK
+// sends twice, not knowing that it arrived, is sent once.
+type nonces struct {
+	mu   sync.Mutex // guards the following fields
+	seen map[string]time.Time
+}
+
+// first reports whether a nonce is new. An empty one always is.
+func (n *nonces) first(nonce []byte, now time.Time) bool {
+	if len(nonce) == 0 {
+		return true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for known, at := range n.seen {
+		if now.Sub(at) > nonceAge || len(n.seen) >= maxNonces {
+			delete(n.seen, known)
+		}
+	}
+	if _, again := n.seen[string(nonce)]; again {
+		return false
+	}
+	if n.seen == nil {
+		n.seen = make(map[string]time.Time)
+	}
+	n.seen[string(nonce)] = now
+	return true
 }
 
 // since returns what is fresh at now, oldest first.

@@ -237,6 +237,26 @@ func TestDataCache(t *testing.T) {
 	}
 }
 
+func TestNonces(t *testing.T) {
+	var n nonces
+	now := time.Now()
+	for i, c := range []struct {
+		nonce string
+		after time.Duration
+		want  bool
+	}{{"a", 0, true}, {"a", time.Second, false}, {"b", time.Second, true}, {"", 0, true}, {"", 0, true}, {"a", time.Minute, true}} {
+		if got := n.first([]byte(c.nonce), now.Add(c.after)); got != c.want {
+			t.Errorf("%d: nonce %q is new: %v", i, c.nonce, got)
+		}
+	}
+	for i := range 3 * maxNonces {
+		n.first(fmt.Append(nil, i), now)
+	}
+	if len(n.seen) > maxNonces {
+		t.Errorf("%d nonces are remembered", len(n.seen))
+	}
+}
+
 func TestInboxIsBounded(t *testing.T) {
 	ts := newTestServer(t)
 	alice, bob := ts.idle(talker("alice")), ts.idle(talker("bob"))

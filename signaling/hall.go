@@ -7,8 +7,9 @@ import (
 // A hall is what the sessions of one room share: who has which seat, and the
 // data messages that somebody may have missed.
 type hall struct {
-	seats map[call.Identity]*participant // guarded by Server.mu
-	cache dataCache
+	seats  map[call.Identity]*participant // guarded by Server.mu
+	cache  dataCache
+	nonces nonces
 }
 
 // seat gives p the seat of its identity and returns who had it.
@@ -91,6 +92,13 @@ func (s *Server) seated(room call.RoomName, id call.Identity) *participant {
 		return h.seats[id]
 	}
 	return nil
+}
+
+// hall returns what the sessions of a room share, nil if there are none.
+func (s *Server) hall(room call.RoomName) *hall {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.halls[room]
 }
 
 // allSeated returns everybody who has a seat in a room.

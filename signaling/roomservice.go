@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/livekit/protocol/livekit"
 
@@ -190,8 +191,8 @@ func (s *Server) updateSubscriptions(_ context.Context, c *claims, r *livekit.Up
 	return &livekit.UpdateSubscriptionsResponse{}, nil
 }
 
-// sendDataMessage sends data from outside. The nonce travels along, so that
-// clients drop what a caller sent twice.
+// sendDataMessage sends data from outside. A nonce makes a message that the
+// caller sends again count once.
 //
 //nolint:staticcheck // old clients read the deprecated fields
 func (s *Server) sendDataMessage(_ context.Context, c *claims, r *livekit.SendDataRequest) (*livekit.SendDataResponse, error) {
@@ -200,6 +201,10 @@ func (s *Server) sendDataMessage(_ context.Context, c *claims, r *livekit.SendDa
 	}
 	if _, err := s.roomNamed(r.GetRoom()); err != nil {
 		return nil, err
+	}
+	h := s.hall(call.RoomName(r.GetRoom()))
+	if h == nil || !h.nonces.first(r.GetNonce(), time.Now()) {
+		return &livekit.SendDataResponse{}, nil
 	}
 	packet := &livekit.DataPacket{
 		Kind:                  r.GetKind(),

@@ -148,6 +148,9 @@ func (k *socket) read(ctx context.Context, p *participant) {
 	limiter := rate.NewLimiter(frameRate, frameBurst)
 	for {
 		kind, frame, err := k.conn.Read(ctx)
+		if errors.Is(err, errTooMuch) {
+			k.finish(websocket.StatusMessageTooBig, "message too big")
+		}
 		if err != nil {
 			return // the library has sent a close code where one is due
 		}

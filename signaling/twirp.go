@@ -47,7 +47,7 @@ var twirpStatus = map[twirpCode]int{
 	twirpUnimplemented:      http.StatusNotImplemented,
 	twirpBadRoute:           http.StatusNotFound,
 	twirpMalformed:          http.StatusBadRequest,
-	twirpResourceExhausted:  http.StatusTooManyRequests,
+	twirpResourceExhausted:  http.StatusRequestEntityTooLarge, // it is only said of bodies
 }
 
 // A twirpError is an error that says its own code.
