@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -587,4 +590,28 @@ func TestStoppedServerAnswers503(t *testing.T) {
 	if resp, out := rt.do("POST", "/sfu/get", aliceLegacy); resp.StatusCode != 503 || out["errcode"] != "M_UNKNOWN" {
 		t.Errorf("answered %d %v, want 503 M_UNKNOWN", resp.StatusCode, out)
 	}
+}
+
+func FuzzTokenRequest(f *testing.F) {
+	f.Add([]byte(aliceLegacy))
+	f.Add([]byte(aliceMember()))
+	f.Add([]byte(`{"room":"!r:x","delay_id":"d","delay_timeout":1e3,"member":[],"openid_token":null}`))
+	f.Add([]byte(`{"delay_timeout":"5","delay_id":"\u0000","room_id":7}`))
+	m := &matrixRTC{rooms: newFakeRooms(), openID: newOpenIDVerifier(), perUser: newRateLimits(1, 1), perServer: newRateLimits(1, 1)}
+	m.openID.lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no network") }
+	m.openID.srv = func(context.Context, string, string) ([]*net.SRV, error) { return nil, errors.New("no network") }
+	m.openID.dial = func(context.Context, netip.AddrPort) (net.Conn, error) { return nil, errors.New("no network") }
+	m.log = slog.New(slog.DiscardHandler)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if _, err := m.admission(context.Background(), body); err == nil {
+			t.Error("admitted with a token that nobody gave out")
+		} else if e := apiError(err); e.Status >= 500 {
+			t.Errorf("status %d for %q: %v", e.Status, body, err)
+		}
+		if _, err := m.sfuGet(context.Background(), body); err == nil {
+			t.Error("a token for a token that nobody gave out")
+		} else if e := apiError(err); e.Status >= 500 {
+			t.Errorf("status %d for %q: %v", e.Status, body, err)
+		}
+	})
 }

@@ -43,7 +43,7 @@ func newWholeServer(t *testing.T, rooms *fakeRooms, database string) *wholeServe
 		t.Fatal(err)
 	}
 	cfg := DefaultConfig()
-	cfg.APIKey, cfg.APISecret, cfg.LeaveGrace = testKey, testSecret, time.Second
+	cfg.APIKey, cfg.APISecret, cfg.LeaveGrace = testKey, testSecret, 4*time.Second
 	ws := &wholeServer{testServer: &testServer{t: t, sfu: media}, rooms: rooms}
 	ws.s, err = New(cfg, Deps{
 		SFU: media, Rooms: rooms, Store: db, LiveKitURL: func() string { return ws.http.URL },
@@ -142,7 +142,8 @@ func TestKickOfAConnectedParticipant(t *testing.T) {
 	ws.rooms.setMembership(testRoom, "@alice:example.org", matrix.MembershipLeave)
 	for c.next().GetLeave() == nil {
 	}
-	if took := time.Since(start); took > time.Second {
+	// A second is promised; a test on a busy machine asks for less.
+	if took := time.Since(start); took > patience/2 {
 		t.Errorf("the kicked participant left after %s", took)
 	}
 	if got := ws.validate(token); got != 401 {

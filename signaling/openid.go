@@ -38,6 +38,7 @@ type openIDVerifier struct {
 	allowed func(netip.Addr) bool
 	roots   *x509.CertPool // nil: the system's
 	slots   chan struct{}  // as many verifications at a time
+	limit   time.Duration  // for one verification
 }
 
 func newOpenIDVerifier() *openIDVerifier {
@@ -55,13 +56,14 @@ func newOpenIDVerifier() *openIDVerifier {
 		},
 		allowed: call.PublicUnicast,
 		slots:   make(chan struct{}, 32),
+		limit:   openIDTime,
 	}
 }
 
 // verify returns the user for whom server issued token. A server vouches for
 // its own users only.
 func (v *openIDVerifier) verify(ctx context.Context, server matrix.ServerName, token string) (matrix.UserID, error) {
-	ctx, cancel := context.WithTimeout(ctx, openIDTime)
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	select {
 	case v.slots <- struct{}{}:
@@ -130,7 +132,7 @@ func (v *openIDVerifier) discover(ctx context.Context, name string) (serverPlace
 // wellKnown returns the name that host delegates to, or "": any error means
 // that there is no delegation.
 func (v *openIDVerifier) wellKnown(ctx context.Context, host string) string {
-	ctx, cancel := context.WithTimeout(ctx, openIDTime/2) // leave time to try port 8448
+	ctx, cancel := context.WithTimeout(ctx, v.limit/2) // leave time to try port 8448
 	defer cancel()
 	body, err := v.get(ctx, serverPlace{host, []hostPort{{host, 443}}}, "/.well-known/matrix/server", maxRedirects)
 	if err != nil {
