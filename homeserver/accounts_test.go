@@ -482,6 +482,7 @@ func TestToDevice(t *testing.T) {
 	}
 	w.refuse("PUT", c("/sendToDevice/m.test/txn9"), alice.token, "{}", 400, "M_MISSING_PARAM")
 	w.refuse("PUT", c("/sendToDevice/m.test/txn9"), alice.token, messages(map[string]any{"*": 7}), 400, "M_BAD_JSON")
+	w.refuse("PUT", c("/sendToDevice/m.test/txn9"), alice.token, messages(map[string]any{"*": map[string]any{"x": strings.Repeat("x", maxToDevice)}}), 413, "M_TOO_LARGE")
 }
 
 func TestOpenSessionsAreBounded(t *testing.T) {

@@ -15,6 +15,9 @@ func (s *Server) toDeviceRoutes() []route {
 	}
 }
 
+// maxToDevice is the size of an event for one device, in bytes: that of any event.
+const maxToDevice = 65536
+
 // putSendToDevice is PUT /sendToDevice/{eventType}/{txnId}.
 func (s *Server) putSendToDevice(r *request) (any, error) {
 	var body struct {
@@ -44,6 +47,9 @@ func (s *Server) putSendToDevice(r *request) (any, error) {
 			event, err := json.Marshal(map[string]any{"type": typ, "sender": r.user, "content": content})
 			if err != nil {
 				return nil, badJSON("messages: %v", err)
+			}
+			if len(event) > maxToDevice {
+				return nil, tooLarge("an event for a device has at most %d bytes", maxToDevice)
 			}
 			events = append(events, matrix.ToDevice{User: user, Device: device, Event: event})
 		}
