@@ -150,8 +150,11 @@ export function mayInvite(room: Room, me: string): boolean {
   return room.canInvite(me);
 }
 
-/** nameOf is how a person is called in a room: the display name, or the ID without its server. */
+/**
+ * nameOf is how a person is called in a room: the display name (with the ID
+ * behind it where somebody else has the same one), or the ID without its server.
+ */
 export function nameOf(room: Room | null | undefined, userId: string): string {
-  const name = room?.getMember(userId)?.rawDisplayName;
-  return name !== undefined && name !== "" && name !== userId ? name : localpart(userId);
+  const m = room?.getMember(userId);
+  return m?.rawDisplayName && m.rawDisplayName !== userId ? m.name : localpart(userId);
 }

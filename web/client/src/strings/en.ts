@@ -145,6 +145,7 @@ export const en = {
     accept: "Accept",
     decline: "Decline",
     invitedBy: (who: string) => `${who} invites you to this room.`,
+    unknown: "A room",
     notIn: "You are not in this room yet.",
     enter: "Join room",
     leave: "Leave room",

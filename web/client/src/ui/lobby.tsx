@@ -1,7 +1,7 @@
 import { createLocalAudioTrack, createLocalVideoTrack, VideoPresets, type LocalAudioTrack, type LocalVideoTrack } from "livekit-client";
-import type { Room } from "matrix-js-sdk";
+import { createClient, type MatrixClient, type Room } from "matrix-js-sdk";
 import type { JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { app, enter, findRoom, startCall, useApp, useMatrix, waitForRoom } from "../app.ts";
 import { deviceProblem, devices, prefer, preferences, refreshDevices, wanted, type DeviceProblem } from "../call/devices.ts";
 import { checkRelays } from "../call/netcheck.ts";
@@ -33,6 +33,7 @@ function MemberLobby({ route }: { route: CallRoute }): JSX.Element {
   const room = findRoom(client, route.room);
   const joined = room?.getMyMembership() === "join";
   const people = room && joined ? callMembers(client, room) : [];
+  const summary = useSummary(client, joined ? undefined : route.room, route.via);
   const join = async (media: LobbyMedia) => {
     let target: Room | undefined = joined ? room : undefined;
     if (!target) {
@@ -44,19 +45,34 @@ function MemberLobby({ route }: { route: CallRoute }): JSX.Element {
   };
   return (
     <Lobby
-      title={room?.name ?? route.room}
+      title={room?.name ?? summary?.name ?? t.lobby.guestTitle}
       back={() => go(room ? { at: "room", room: room.roomId, via: [] } : { at: "home" })}
       inside={people.map((id) => ({ id, name: nameOf(room, id) }))}
       known={joined}
-      encrypted={joined ? room!.hasEncryptionStateEvent() : undefined}
+      encrypted={joined ? room!.hasEncryptionStateEvent() : summary?.encrypted}
       join={join}
       note={joined || room?.getMyMembership() === "invite" ? undefined : t.room.notIn}
     />
   );
 }
 
+/** useSummary asks what a room is called and whether it is encrypted before one is in it (MSC3266). */
+export function useSummary(client: MatrixClient, room: string | undefined, via: string[]): { name: string | undefined; encrypted: boolean } | undefined {
+  const [summary, setSummary] = useState<{ name: string | undefined; encrypted: boolean }>();
+  useEffect(() => {
+    if (room === undefined) return;
+    client.getRoomSummary(room, via).then(
+      (s) => setSummary({ name: s.name, encrypted: s["im.nheko.summary.encryption"] !== undefined }),
+      () => undefined, // Not every server tells, and not about every room.
+    );
+  }, [client, room]);
+  return summary;
+}
+
 function GuestLobby({ route, onSignIn }: { route: CallRoute; onSignIn: () => void }): JSX.Element {
   const [name, setName] = useState("");
+  const anonymous = useMemo(() => createClient({ baseUrl: app.value.config.baseUrl }), []);
+  const summary = useSummary(anonymous, route.room, route.via);
   const join = async (media: LobbyMedia) => {
     const client = app.value.client ?? (await enter(await enterAsGuest(app.value.config, name)));
     const r = await client.joinRoom(route.room, { viaServers: route.via });
@@ -64,7 +80,7 @@ function GuestLobby({ route, onSignIn }: { route: CallRoute; onSignIn: () => voi
     await startCall(room, media.take(), media.wants);
   };
   return (
-    <Lobby title={t.lobby.guestTitle} inside={[]} known={false} encrypted={undefined} join={join} note={t.lobby.asGuest} ready={name.trim() !== ""} onSignIn={onSignIn}>
+    <Lobby title={summary?.name ?? t.lobby.guestTitle} inside={[]} known={false} encrypted={summary?.encrypted} join={join} note={t.lobby.asGuest} ready={name.trim() !== ""} onSignIn={onSignIn}>
       <Field label={t.lobby.name} hint={t.lobby.nameHint} value={name} onValue={setName} autoComplete="name" maxLength={80} required testId="guest-name" />
     </Lobby>
   );

@@ -9,6 +9,7 @@ import { timelineOf, type Item } from "../matrix/timeline.ts";
 import { t } from "../strings/en.ts";
 import { useSubmit } from "./door.tsx";
 import { Icon } from "./icons.tsx";
+import { useSummary } from "./lobby.tsx";
 import { Ask, Button, CopyButton, Face, Faces, Field, IconButton, Sheet } from "./parts.tsx";
 
 /** RoomView is one room: its head, its timeline, and on demand its members. */
@@ -79,6 +80,8 @@ export function RoomEntry({ name, room, via }: { name: string; room: Room | unde
   const me = client.getSafeUserId();
   const invited = room?.getMyMembership() === KnownMembership.Invite;
   const inviter = invited ? room.getMember(me)?.events.member?.getSender() : undefined;
+  const summary = useSummary(client, room ? undefined : name, via);
+  const title = room?.name ?? summary?.name ?? (name.startsWith("#") ? name : t.room.unknown);
   const accept = useSubmit(async () => {
     const joined = await client.joinRoom(room?.roomId ?? name, { viaServers: via });
     await waitForRoom(client, joined.roomId);
@@ -90,8 +93,8 @@ export function RoomEntry({ name, room, via }: { name: string; room: Room | unde
   });
   return (
     <div class="empty big">
-      <Face id={name} name={room?.name ?? name} size={72} class="square" />
-      <h1>{room?.name ?? name}</h1>
+      <Face id={name} name={title} size={72} class="square" />
+      <h1>{title}</h1>
       <p>{invited && inviter ? t.room.invitedBy(nameOf(room, inviter)) : t.room.notIn}</p>
       <p class="error" role="alert">
         {accept.error ?? decline.error}
