@@ -19,12 +19,21 @@ const endOfCandidates = `{"candidate":"","sdpMid":"0","sdpMLineIndex":0}`
 func (p *participant) event(e sfu.Event) {
 	switch e := e.(type) {
 	case sfu.EventAnswer:
+		if p.tcpOnly() {
+			e.SDP = withoutUDP(e.SDP)
+		}
 		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_Answer{Answer: description("answer", e.ID, e.SDP, e.MIDToTrack)}})
 	case sfu.EventOffer:
+		if p.tcpOnly() {
+			e.SDP = withoutUDP(e.SDP)
+		}
 		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_Offer{Offer: description("offer", e.ID, e.SDP, e.MIDToTrack)}})
 	case sfu.EventCandidate:
 		if e.Candidate == "" {
 			e.Candidate = endOfCandidates
+		}
+		if p.tcpOnly() && isUDP(e.Candidate) {
+			return
 		}
 		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_Trickle{Trickle: &livekit.TrickleRequest{
 			CandidateInit: e.Candidate, Target: livekit.SignalTarget(e.Target), Final: e.Final,

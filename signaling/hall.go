@@ -1,6 +1,8 @@
 package signaling
 
 import (
+	"github.com/livekit/protocol/livekit"
+
 	"github.com/trunkhall/trunkhall/call"
 )
 
@@ -10,6 +12,8 @@ type hall struct {
 	seats  map[call.Identity]*participant // guarded by Server.mu
 	cache  dataCache
 	nonces nonces
+
+	fallbacks map[call.Identity]livekit.CandidateProtocol // guarded by Server.mu
 }
 
 // seat gives p the seat of its identity and returns who had it.

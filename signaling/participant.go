@@ -53,6 +53,7 @@ type participant struct {
 
 	qualities map[call.TrackSID]sfu.EventSubscribedQuality // latest, told again after a resume
 	codecs    []*livekit.Codec
+	fallback  livekit.CandidateProtocol // the path for media it was made to use
 	drop      dropOnResume
 }
 
@@ -109,6 +110,7 @@ func (s *Server) join(ctx context.Context, j *joining) (*participant, *refusal) 
 		Session:        p,
 	}
 	old := s.seat(p)
+	p.fallback = s.fallbackOf(p)
 	var err error
 	for range 3 { // the room may close between opening and joining it
 		p.room = s.deps.SFU.OpenRoom(j.grant.Room, s.roomOptions(j.roomConfig))

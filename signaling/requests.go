@@ -25,6 +25,9 @@ func (p *participant) request(r *livekit.SignalRequest) {
 			p.respond(0, err, nil)
 		}
 	case *livekit.SignalRequest_Trickle:
+		if p.tcpOnly() && isUDP(r.Trickle.GetCandidateInit()) {
+			return
+		}
 		if err := m.Candidate(sfu.Target(r.Trickle.GetTarget()), r.Trickle.GetCandidateInit()); err != nil {
 			p.respondReason(0, livekit.RequestResponse_UNCLASSIFIED_ERROR, "cannot use the candidate",
 				&livekit.RequestResponse{Request: &livekit.RequestResponse_Trickle{Trickle: r.Trickle}})
@@ -147,7 +150,11 @@ func explain(r livekit.RequestResponse_Reason) string {
 }
 
 func (p *participant) offer(d *livekit.SessionDescription) {
-	if err := p.member.Load().Offer(d.GetId(), d.GetSdp()); err != nil {
+	sdp := d.GetSdp()
+	if p.tcpOnly() {
+		sdp = withoutUDP(sdp)
+	}
+	if err := p.member.Load().Offer(d.GetId(), sdp); err != nil {
 		p.log.Info("offer refused", "err", err)
 		p.respondReason(0, livekit.RequestResponse_UNCLASSIFIED_ERROR, "cannot use the offer", nil)
 	}
@@ -270,14 +277,8 @@ func (p *participant) simulate(s *livekit.SimulateScenario) {
 	case *livekit.SimulateScenario_DisconnectSignalOnResumeNoMessages:
 		p.drop = dropBeforeMessages
 	case *livekit.SimulateScenario_SwitchCandidateProtocol:
-		p.switchProtocol(s.SwitchCandidateProtocol)
+		p.s.fallBack(p, s.SwitchCandidateProtocol) // the client joins again by itself
 	case *livekit.SimulateScenario_SubscriberBandwidth:
 		p.log.Debug("simulated bandwidth is not supported", "bps", s.SubscriberBandwidth)
 	}
-}
-
-// switchProtocol makes the client resume with ICE restarted.
-func (p *participant) switchProtocol(livekit.CandidateProtocol) {
-	p.leave(sfu.ReasonUnknown, sfu.ActionResume)
-	p.away()
 }

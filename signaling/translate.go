@@ -43,12 +43,12 @@ func (p *participant) joinResponse() *livekit.SignalResponse {
 		ServerInfo:           serverInfo(),
 		IceServers:           iceServers(p.s.iceServers(p.identity)),
 		SubscriberPrimary:    mode == sfu.ModeSubscriberPrimary,
-		ClientConfiguration:  &livekit.ClientConfiguration{},
+		ClientConfiguration:  p.clientConfiguration(),
 		PingInterval:         pingInterval,
 		PingTimeout:          pingTimeout,
 		SifTrailer:           p.room.SifTrailer(),
 		EnabledPublishCodecs: p.codecs,
-		FastPublish:          p.grant.CanPublish,
+		FastPublish:          p.grant.CanPublish && p.fallback == livekit.CandidateProtocol_UDP,
 	}
 	p.updates.note(snapshot.Self)
 	for _, other := range snapshot.Others {
@@ -63,7 +63,7 @@ func (p *participant) joinResponse() *livekit.SignalResponse {
 func (p *participant) reconnectResponse() *livekit.SignalResponse {
 	return &livekit.SignalResponse{Message: &livekit.SignalResponse_Reconnect{Reconnect: &livekit.ReconnectResponse{
 		IceServers:          iceServers(p.s.iceServers(p.identity)),
-		ClientConfiguration: &livekit.ClientConfiguration{},
+		ClientConfiguration: p.clientConfiguration(),
 		ServerInfo:          serverInfo(),
 		LastMessageSeq:      p.data.lastReceived,
 	}}}
