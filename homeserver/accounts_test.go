@@ -225,7 +225,7 @@ func TestDangerousThingsNeedThePassword(t *testing.T) {
 	if got := w.send("DELETE", path, alice.token, auth(ask.str("session"), "alice", "wrong horse")); got.status != 401 || got.code() != "M_FORBIDDEN" {
 		t.Errorf("wrong password: %d %s", got.status, got.raw)
 	}
-	if got := w.send("DELETE", path, alice.token, auth(ask.str("session"), "bob", testPassword)); got.status != 401 {
+	if got := w.send("DELETE", path, alice.token, auth(ask.str("session"), "bob", testPassword)); got.status != 403 {
 		t.Errorf("another user's password: %d %s", got.status, got.raw)
 	}
 	if got := w.send("DELETE", c("/devices/"+string(bob.device)), bob.token, auth(ask.str("session"), "bob", "wrong horse")); got.status != 401 || got.str("session") == ask.str("session") {

@@ -201,7 +201,8 @@ type uiaAuth struct {
 	Password   string         `json:"password"`
 }
 
-// checkStage reports whether the auth object passes its stage.
+// checkStage reports whether the auth object passes its stage. An error ends the
+// request, false lets the client try again.
 func (s *Server) checkStage(r *request, a uiaAuth) (bool, error) {
 	switch a.Type {
 	case stageDummy:
@@ -217,7 +218,7 @@ func (s *Server) checkStage(r *request, a uiaAuth) (bool, error) {
 			name = a.User
 		}
 		if name != "" && s.fullUserID(name) != r.user {
-			return false, nil
+			return false, forbidden("only the user of the access token can confirm this")
 		}
 		if err := s.allowFor(r, limitLoginAccount, string(r.user)); err != nil {
 			return false, err
