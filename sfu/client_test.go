@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,16 +56,17 @@ func startServer(t *testing.T, change func(*Config)) *Server {
 // A client is a WebRTC client in the test: pion on the other end, with the
 // signalling done in process.
 type client struct {
-	t      *testing.T
-	id     call.Identity
-	mode   Mode
-	member *Member
-	snap   Snapshot
-	pub    *webrtc.PeerConnection
-	sub    *webrtc.PeerConnection // same as pub in ModeSingle
-	events chan Event
-	stop   chan struct{}
-	ended  chan struct{}
+	t       *testing.T
+	tcpOnly bool // takes only the server's TCP candidates
+	id      call.Identity
+	mode    Mode
+	member  *Member
+	snap    Snapshot
+	pub     *webrtc.PeerConnection
+	sub     *webrtc.PeerConnection // same as pub in ModeSingle
+	events  chan Event
+	stop    chan struct{}
+	ended   chan struct{}
 
 	mu      sync.Mutex
 	offerID uint32
@@ -105,7 +107,9 @@ func (c *client) Event(e Event) {
 	}
 }
 
-func newClientPC(t *testing.T) *webrtc.PeerConnection {
+func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newClientPC(t *testing.T, tcpOnly bool) *webrtc.PeerConnection {
 	t.Helper()
 	m := &webrtc.MediaEngine{}
 	if err := m.RegisterDefaultCodecs(); err != nil {
@@ -123,8 +127,11 @@ func newClientPC(t *testing.T) *webrtc.PeerConnection {
 	}
 	se := webrtc.SettingEngine{}
 	se.SetIncludeLoopbackCandidate(true)
+	if tcpOnly {
+		se.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeTCP4})
+	}
 	se.SetICETimeouts(10*time.Second, 20*time.Second, time.Second)
-	se.LoggerFactory = pionLogger{slog.New(slog.DiscardHandler), "client"}
+	se.LoggerFactory = pionLogger{discardLogger(), "client"}
 	pc, err := webrtc.NewAPI(webrtc.WithMediaEngine(m), webrtc.WithSettingEngine(se)).NewPeerConnection(webrtc.Configuration{})
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +214,7 @@ func (c *client) listen(dc *webrtc.DataChannel) {
 }
 
 func (c *client) connection(target Target) *webrtc.PeerConnection {
-	pc := newClientPC(c.t)
+	pc := newClientPC(c.t, c.tcpOnly)
 	pc.OnICECandidate(func(cand *webrtc.ICECandidate) {
 		if cand == nil {
 			return
@@ -328,6 +335,9 @@ func (c *client) handle(e Event) {
 		var init webrtc.ICECandidateInit
 		if err := json.Unmarshal([]byte(e.Candidate), &init); err != nil {
 			c.t.Errorf("candidate %q: %v", e.Candidate, err)
+			return
+		}
+		if c.tcpOnly && !strings.Contains(init.Candidate, " tcp ") {
 			return
 		}
 		pc := c.pub

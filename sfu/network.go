@@ -240,6 +240,39 @@ func (n *network) apply(s *webrtc.SettingEngine) error {
 	return s.SetICEAddressRewriteRules(rules...)
 }
 
+// mayCheck reports whether full ICE may send connectivity checks to a client's
+// address. Private networks are reached only from an address in one; nothing
+// special-purpose is (RFC 6890), but loopback where that is configured.
+func (n *network) mayCheck(ip net.IP) bool {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return false
+	}
+	a = a.Unmap()
+	switch {
+	case a.IsLoopback():
+		return n.loop
+	case !a.IsGlobalUnicast(), inPrefixes(a, specialPurpose):
+		return false
+	case a.IsPrivate():
+		return slices.ContainsFunc(n.local, netip.Addr.IsPrivate)
+	}
+	return true
+}
+
+// specialPurpose lists what netip does not already tell apart.
+var specialPurpose = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("198.51.100.0/24"),
+	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/96"),
+	netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("100::/64"),
+	netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fec0::/10"),
+}
+
+func inPrefixes(a netip.Addr, list []netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // advertised returns the UDP address of every host candidate, and the local
 // address behind each node IP, which a relay on this machine may have to use.
 func (n *network) advertised() []netip.AddrPort {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,13 +17,11 @@ import (
 )
 
 const (
-	iceDisconnected = 10 * time.Second
-	iceFailed       = 5 * time.Second // after iceDisconnected
-	iceKeepalive    = 2 * time.Second
-	replayWindow    = 1024
-	reportEvery     = 3 * time.Second
-	maxChannels     = 16 // data channels a client may open
-	receiveMTU      = 1500
+	iceKeepalive = 2 * time.Second
+	replayWindow = 1024
+	reportEvery  = 3 * time.Second
+	maxChannels  = 16 // data channels a client may open
+	receiveMTU   = 1500
 )
 
 // A peer is one webrtc.PeerConnection. Its methods belong to the transport's
@@ -30,6 +29,7 @@ const (
 type peer struct {
 	t      *transport
 	target Target
+	lite   bool // ICE lite: answers connectivity checks, never makes any
 	api    *webrtc.API
 	engine *webrtc.MediaEngine
 	pc     *webrtc.PeerConnection
@@ -67,9 +67,13 @@ func newPeer(t *transport, target Target, dir direction) (*peer, error) {
 	if err := t.room.srv.net.apply(&se); err != nil {
 		return nil, err
 	}
-	cfg := t.room.srv.cfg
-	se.SetLite(cfg.ICELite && t.m.params.Client.Browser != "firefox")
-	se.SetICETimeouts(iceDisconnected, iceFailed, iceKeepalive)
+	cfg, times := t.room.srv.cfg, t.room.srv.times
+	p.lite = cfg.ICELite && !strings.EqualFold(t.m.params.Client.Browser, "firefox")
+	se.SetLite(p.lite)
+	if !p.lite {
+		se.SetRemoteIPFilter(t.room.srv.net.mayCheck)
+	}
+	se.SetICETimeouts(times.disconnected, times.failed, min(iceKeepalive, times.disconnected/3))
 	if err := se.SetAnsweringDTLSRole(webrtc.DTLSRoleClient); err != nil {
 		return nil, err
 	}
@@ -191,7 +195,11 @@ func (p *peer) makeOffer(restart bool) (string, error) {
 
 // addCandidate takes a client's candidate, or keeps it for later.
 func (p *peer) addCandidate(c webrtc.ICECandidateInit) {
-	if p.candidates++; p.candidates > maxRemoteCands {
+	limit := maxRemoteCands
+	if !p.lite {
+		limit = maxCheckedCands
+	}
+	if p.candidates++; p.candidates > limit {
 		return
 	}
 	if !p.remoteSet {

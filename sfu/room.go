@@ -14,9 +14,6 @@ import (
 const (
 	tickEvery     = 400 * time.Millisecond // speakers, layers, dynacast
 	slowTickEvery = 5 * time.Second        // connection quality, room counters
-	joinLimit     = time.Minute            // from Join to the first connection
-	failureLimit  = 5 * time.Second        // from failed media to removal without resume
-	wishLimit     = time.Minute            // for a wanted track to appear
 
 	defaultEmptyTimeout = 300 * time.Second
 	defaultLeaveTimeout = 20 * time.Second
@@ -408,9 +405,9 @@ func (r *Room) tick(now time.Time) {
 func (r *Room) checkMembers(now time.Time) {
 	for _, m := range r.members {
 		switch {
-		case !m.wasActive && now.Sub(m.joinedAt) >= joinLimit:
+		case !m.wasActive && now.Sub(m.joinedAt) >= r.srv.times.join:
 			r.remove(m, ReasonJoinFailure, ActionDisconnect)
-		case !m.failedAt.IsZero() && now.Sub(m.failedAt) >= failureLimit:
+		case !m.failedAt.IsZero() && now.Sub(m.failedAt) >= r.srv.times.rescue:
 			r.remove(m, ReasonConnectionTimeout, ActionDisconnect)
 		default:
 			r.checkWishes(m, now)

@@ -18,12 +18,29 @@ type Server struct {
 	cfg   Config
 	log   *slog.Logger
 	net   *network
+	times times
 	stop  chan struct{}  // closed when Run is told to end
 	tasks sync.WaitGroup // room loops and members' goroutines
 
 	mu      sync.Mutex // guards the following; never held while calling a room
 	rooms   map[call.RoomName]*Room
 	stopped bool
+}
+
+// times are the limits that tests make shorter, before the first room opens.
+type times struct {
+	disconnected time.Duration // silence after which ICE counts as disconnected
+	failed       time.Duration // and then as failed
+	join         time.Duration // from Join to the first connection
+	rescue       time.Duration // from failed media to removal without a resume
+	wish         time.Duration // for a wanted track to appear
+}
+
+func defaultTimes() times {
+	return times{
+		disconnected: 10 * time.Second, failed: 5 * time.Second,
+		join: time.Minute, rescue: 5 * time.Second, wish: time.Minute,
+	}
 }
 
 // New checks cfg and binds the media sockets. Without Run nothing is read from
@@ -41,7 +58,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		cfg: cfg, log: log, net: n,
+		cfg: cfg, log: log, net: n, times: defaultTimes(),
 		stop:  make(chan struct{}),
 		rooms: make(map[call.RoomName]*Room),
 	}, nil

@@ -373,7 +373,7 @@ func (r *Room) setWishes(m *Member, on bool, sids []call.TrackSID) {
 // checkWishes tells m of tracks that it wants and that do not appear.
 func (r *Room) checkWishes(m *Member, now time.Time) {
 	for sid, w := range m.wants {
-		if !w.on || w.failed || r.tracks[sid] != nil || now.Sub(w.since) < wishLimit {
+		if !w.on || w.failed || r.tracks[sid] != nil || now.Sub(w.since) < r.srv.times.wish {
 			continue
 		}
 		w.failed = true

@@ -17,6 +17,7 @@ import (
 const (
 	maxQueuedOps     = 8192 // negotiation steps waiting for one member
 	maxRemoteCands   = 100  // ICE candidates taken from one client per connection and description
+	maxCheckedCands  = 10   // of those, how many full ICE sends checks to
 	maxCandidate     = 4 << 10
 	offerDebounce    = 15 * time.Millisecond // gathers the tracks of one moment into one negotiation
 	answerLimit      = 15 * time.Second
