@@ -391,6 +391,7 @@ func (q *workQueue) runAll(ctx context.Context) {
 			return
 		}
 		f := q.items[0]
+		q.items[0] = nil
 		q.items = q.items[1:]
 		q.mu.Unlock()
 		f(ctx)

@@ -27,7 +27,8 @@ type Config struct {
 	// TTL is the lifetime of credentials, and so the longest time for which one
 	// relayed address can be kept.
 	TTL time.Duration `yaml:"ttl"`
-	// UserQuota bounds the relayed addresses of one user at a time.
+	// UserQuota bounds the relayed addresses of one user at a time. A browser
+	// takes one for each of its connections, transports and network interfaces.
 	UserQuota int `yaml:"user_quota"`
 	// PublicPeers lets clients relay to public unicast addresses, for calls
 	// between two of which only one needs a relay.
@@ -43,7 +44,7 @@ func DefaultConfig() Config {
 		RelayPortMin: 40000,
 		RelayPortMax: 40999,
 		TTL:          12 * time.Hour,
-		UserQuota:    10,
+		UserQuota:    40,
 		PublicPeers:  true,
 	}
 }

@@ -28,10 +28,12 @@ import (
 const (
 	realm = "trunkhall"
 
-	// A client refreshes its relayed address and permissions before these end
-	// (RFC 8656 recommends ten and five minutes).
-	allocationLifetime = 10 * time.Minute
+	// A client refreshes before these end. The second and third are fixed by RFC
+	// 8656 (sections 9 and 12); the first is told to the client, and shorter than
+	// usual, so that the relays of one that died soon leave its user's quota.
+	allocationLifetime = 3 * time.Minute
 	permissionLifetime = 5 * time.Minute
+	channelLifetime    = 10 * time.Minute
 
 	housekeeping = 5 * time.Second // how often expired credentials are looked for
 )
@@ -193,7 +195,7 @@ func (s *Server) Run(ctx context.Context) error {
 		LoggerFactory:       pionLogger{s.log},
 		AllocationLifetime:  allocationLifetime,
 		PermissionTimeout:   permissionLifetime,
-		ChannelBindTimeout:  allocationLifetime,
+		ChannelBindTimeout:  channelLifetime,
 		StrictAddressFamily: !s.hasFamily(familyIPv6),
 		InboundMTU:          maxFrame + 1,
 	}
