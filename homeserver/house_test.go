@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,7 +27,15 @@ type house struct {
 // newHouse builds a server; its background work is not started.
 func newHouse(t testing.TB) *house {
 	t.Helper()
-	return openHouse(t, filepath.Join(t.TempDir(), "house.db"))
+	path := filepath.Join(t.TempDir(), "house.db")
+	empty, err := emptyDatabase()
+	if err == nil {
+		err = os.WriteFile(path, empty, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openHouse(t, path)
 }
 
 // openHouse builds a server on a database that may exist.
