@@ -51,6 +51,9 @@ type roomView struct {
 	info   matrix.RoomInfo
 	state  map[matrix.StateKeyTuple]*matrix.Event // nil value: known not to exist
 	joined map[matrix.UserID]bool                 // nil: not loaded
+	// power is made of powerOf, the power levels of then; nil: not made.
+	power   *matrix.Power
+	powerOf *matrix.Event
 }
 
 // initRooms loads the signing key, making one at the first start.
@@ -188,7 +191,7 @@ func (s *Server) view(room matrix.RoomID) *roomView {
 
 // forget drops what the view knows. The caller holds v.mu.
 func (v *roomView) forget() {
-	v.loaded, v.info, v.state, v.joined = false, matrix.RoomInfo{}, nil, nil
+	v.loaded, v.info, v.state, v.joined, v.power, v.powerOf = false, matrix.RoomInfo{}, nil, nil, nil, nil
 }
 
 // load reads the room's head. The caller holds v.mu.

@@ -66,3 +66,27 @@ func BenchmarkSyncInitial(b *testing.B) {
 		alice.sync("")
 	}
 }
+
+// BenchmarkFanout measures one message and the syncs of 50 members that it wakes.
+func BenchmarkFanout(b *testing.B) {
+	h := newHouse(b)
+	alice := h.user("alice")
+	room := alice.room(obj{"preset": "public_chat"})
+	users := make([]*resident, 50)
+	since := make([]string, len(users))
+	for i := range users {
+		users[i] = h.user(fmt.Sprint("u", i))
+		users[i].join(room)
+	}
+	for i, u := range users {
+		since[i] = u.sync("").next()
+	}
+	n := 0
+	for b.Loop() {
+		alice.say(room, "hello", fmt.Sprint(n))
+		n++
+		for i, u := range users {
+			since[i] = u.sync(since[i]).next()
+		}
+	}
+}

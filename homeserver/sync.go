@@ -2,14 +2,11 @@ package homeserver
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"time"
 
-	"github.com/trunkhall/trunkhall/call"
 	"github.com/trunkhall/trunkhall/matrix"
 )
 
@@ -74,6 +71,15 @@ type syncJoined struct {
 	Sticky        *syncEvents    `json:"msc4354_sticky,omitempty"`
 
 	worthIt bool // has something new
+	raw     rawEvents
+}
+
+// rawEvents are all events of a room in (since, upTo], newest first, before any
+// filter.
+type rawEvents struct {
+	since    int64
+	complete bool // else some are missing
+	events   []matrix.StoredEvent
 }
 
 type syncTimeline struct {
@@ -362,8 +368,11 @@ func (run *syncRun) joined(ctx context.Context, m matrix.Member) error {
 	if !fresh && !moved && !typing && len(run.receipts[m.Room]) == 0 && len(run.data[m.Room]) == 0 && len(run.sticky[m.Room]) == 0 {
 		return nil
 	}
-	rd, err := run.s.reader(ctx, m.Room, req.user, run.upTo)
-	if err != nil {
+	var rd *reader
+	var err error
+	if !fresh && m.Pos <= req.since.pos {
+		rd = steady(m) // nothing but what is newer than the join is looked at
+	} else if rd, err = run.s.reader(ctx, m.Room, req.user, run.upTo); err != nil {
 		return err
 	}
 	// Joined since the token, or joined again: for the client the room is new.
@@ -383,7 +392,8 @@ func (run *syncRun) joined(ctx context.Context, m matrix.Member) error {
 	run.ephemeral(j, m.Room, typists, typing || (newly && len(typists) > 0))
 	run.roomData(j, m.Room)
 	run.stickyEvents(j, m.Room)
-	count, err := run.s.unreadIn(ctx, rd, m.Room, run.upTo)
+	j.raw.complete = j.raw.complete && !fresh && m.Pos <= req.since.pos // else not all of it may be the user's to read
+	count, err := run.s.unreadIn(ctx, req.user, m.Room, run.upTo, j.raw)
 	if err != nil {
 		return err
 	}
@@ -428,12 +438,15 @@ func (run *syncRun) timeline(ctx context.Context, room matrix.RoomID, rd *reader
 	}
 	filter := &req.filter.Room.Timeline
 	limit := filter.limit(syncTimelineLimit, syncTimelineLimitMax)
+	raw := rawEvents{since: since}
 	p, err := run.s.walk(ctx, room, upTo, since, true, limit, func(e *matrix.StoredEvent) bool {
+		raw.events = append(raw.events, *e)
 		return filter.allows(e) && rd.allows(e) && !run.ignored.hides(e)
 	})
 	if err != nil {
 		return nil, err
 	}
+	raw.complete = !p.more
 	slices.Reverse(p.events)
 	start := since // the timeline begins after this position
 	limited := p.more || (newly && !req.initial)
@@ -444,7 +457,7 @@ func (run *syncRun) timeline(ctx context.Context, room matrix.RoomID, rd *reader
 	}
 	v := req.viewer
 	v.reader = rd
-	j := &syncJoined{Timeline: &syncTimeline{Events: v.formatAll(p.events), Limited: limited, PrevBatch: at(start)}}
+	j := &syncJoined{Timeline: &syncTimeline{Events: v.formatAll(p.events), Limited: limited, PrevBatch: at(start)}, raw: raw}
 	if err := run.s.bundle(ctx, rd, room, j.Timeline.Events); err != nil {
 		return nil, err
 	}
@@ -775,59 +788,4 @@ func (run *syncRun) deviceLists(ctx context.Context) (*syncDevices, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-// pushJudge returns a function that tells whether an event of a room notifies a
-// user, and whether it is highlighted.
-func (s *Server) pushJudge(ctx context.Context, user matrix.UserID, room matrix.RoomID) (func(*matrix.StoredEvent) (notify, highlight bool), error) {
-	rules, err := s.ruleset(ctx, user)
-	if err != nil {
-		return nil, err
-	}
-	power, err := s.power(ctx, room)
-	if err != nil {
-		return nil, err
-	}
-	facts := pushFacts{notifyPower: power.Notification}
-	if facts.members, err = s.countJoined(ctx, room); err != nil {
-		return nil, err
-	}
-	if e, err := s.stateEvent(ctx, room, "m.room.member", string(user)); err != nil {
-		return nil, err
-	} else if e != nil {
-		facts.displayName = e.ContentString("displayname")
-	}
-	return func(e *matrix.StoredEvent) (bool, bool) {
-		raw := json.RawMessage(e.JSON)
-		if e.StateKey != nil {
-			var err error
-			if raw, err = json.Marshal((viewer{}).format(e)); err != nil {
-				return false, false
-			}
-		}
-		parsed, err := newPushEvent(raw)
-		if err != nil {
-			return false, false
-		}
-		f := facts
-		f.senderPower = power.User(e.Sender)
-		return rules.evaluate(parsed, f)
-	}, nil
-}
-
-// countJoined returns how many members a room has.
-func (s *Server) countJoined(ctx context.Context, room matrix.RoomID) (int, error) {
-	v := s.view(room)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if err := s.load(ctx, v, room); err != nil {
-		if errors.Is(err, call.ErrNotFound) {
-			return 0, nil
-		}
-		return 0, err
-	}
-	if _, err := s.joinedMembers(ctx, v); err != nil {
-		return 0, err
-	}
-	return len(v.joined), nil
 }

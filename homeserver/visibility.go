@@ -56,6 +56,15 @@ func (s *Server) reader(ctx context.Context, room matrix.RoomID, user matrix.Use
 	return r, err
 }
 
+// steady returns a reader for a member who has been joined since a member event
+// and still is. It is right about events after that one, and needs no store.
+func steady(m matrix.Member) *reader {
+	key := string(m.User)
+	return &reader{user: m.User, members: []matrix.StoredEvent{{
+		Pos: m.Pos, Event: matrix.Event{Type: "m.room.member", StateKey: &key, Content: []byte(`{"membership":"join"}`)},
+	}}}
+}
+
 // visibility returns the history visibility before and after the event at a
 // position; they differ at a m.room.history_visibility event only.
 func (r *reader) visibility(pos int64) (before, after string) {

@@ -156,7 +156,7 @@ func (db *DB) finishDelayedBy(tx *sql.Tx, ap matrix.Append) error {
 
 // DueDelayed returns events due at now and when the next one is due.
 func (db *DB) DueDelayed(ctx context.Context, now time.Time, limit int) (due []matrix.DelayedEvent, next time.Time, err error) {
-	due, err = db.delayed(ctx, selectDelayed+"WHERE outcome = '' AND due <= ? ORDER BY due, delay_id LIMIT ?", now.UnixMilli(), limit)
+	due, err = db.delayed(ctx, selectDelayed+"WHERE outcome = '' AND due <= ? ORDER BY due, delay_id LIMIT 0+?", now.UnixMilli(), limit)
 	if err != nil {
 		return nil, next, err
 	}

@@ -18,8 +18,8 @@ func (db *DB) Relations(ctx context.Context, room matrix.RoomID, parent matrix.E
 		order = "DESC"
 	}
 	return db.events(ctx, selectEvent+`JOIN relations x ON x.event_pos = e.pos
-		WHERE x.parent_id = ? AND r.room_id = ? AND (? = '' OR x.rel_type = ?) AND (? = '' OR x.type = ?) AND e.pos > ? AND e.pos <= ?
-		ORDER BY e.pos `+order+" LIMIT ?", parent, room, relType, relType, typ, typ, since, upTo, limit)
+		WHERE x.parent_id = ? AND +r.room_id = ? AND (? = '' OR x.rel_type = ?) AND (? = '' OR x.type = ?) AND e.pos > ? AND e.pos <= ?
+		ORDER BY e.pos `+order+" LIMIT 0+?", parent, room, relType, relType, typ, typ, since, upTo, limit)
 }
 
 // RelationsOf returns the relations to any of the events, oldest first.
@@ -32,8 +32,9 @@ func (db *DB) RelationsOf(ctx context.Context, room matrix.RoomID, parents []mat
 	for _, p := range parents {
 		args = append(args, p)
 	}
+	// The plus keeps SQLite from starting with the room and all of its events.
 	query := strings.Replace(selectEvent, "e.pos,", "x.parent_id, x.rel_type, x.agg_key, e.pos,", 1) +
-		"JOIN relations x ON x.event_pos = e.pos WHERE r.room_id = ? AND x.parent_id IN (?" + strings.Repeat(", ?", len(parents)-1) + ") ORDER BY e.pos"
+		"JOIN relations x ON x.event_pos = e.pos WHERE +r.room_id = ? AND x.parent_id IN (?" + strings.Repeat(", ?", len(parents)-1) + ") ORDER BY e.pos"
 	rows, err := db.read.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -167,7 +168,7 @@ func (db *DB) StickyEvents(ctx context.Context, rooms []matrix.RoomID, since, up
 	}
 	args = append(args, limit)
 	return db.events(ctx, selectEvent+"WHERE e.sticky_until > 0 AND e.sticky_until > ? AND e.pos <= ? AND e.room_nid IN (SELECT nid FROM rooms WHERE room_id IN (?"+
-		strings.Repeat(", ?", len(rooms)-1)+")) ORDER BY e.pos LIMIT ?", args...)
+		strings.Repeat(", ?", len(rooms)-1)+")) ORDER BY e.pos LIMIT 0+?", args...)
 }
 
 func (db *DB) putAlias(tx *sql.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error {

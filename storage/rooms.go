@@ -300,7 +300,7 @@ func (db *DB) Timeline(ctx context.Context, room matrix.RoomID, since, upTo int6
 	if backwards {
 		order = "DESC"
 	}
-	return db.events(ctx, selectEvent+"WHERE e.room_nid = "+roomNID+" AND e.pos > ? AND e.pos <= ? ORDER BY e.pos "+order+" LIMIT ?",
+	return db.events(ctx, selectEvent+"WHERE e.room_nid = "+roomNID+" AND e.pos > ? AND e.pos <= ? ORDER BY e.pos "+order+" LIMIT 0+?",
 		room, since, upTo, limit)
 }
 

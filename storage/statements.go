@@ -12,6 +12,9 @@ const maxStatements = 400
 
 // statements keeps prepared statements by their text: SQLite takes longer to
 // parse most of ours than to run them. Safe for concurrent use.
+//
+// Queries write "LIMIT 0+?": for a bare parameter there SQLite plans anew at
+// each execution, in order to use its value.
 type statements struct {
 	db *sql.DB
 
