@@ -456,7 +456,7 @@ func (db *DB) putAccountData(tx *sql.Tx, user matrix.UserID, room matrix.RoomID,
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(`INSERT INTO account_data (user_id, room_id, type, content, pos) VALUES (?, ?, ?, ?, ?)
+	_, err = db.exec(tx, `INSERT INTO account_data (user_id, room_id, type, content, pos) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content, pos = excluded.pos`,
 		user, room, d.Type, string(d.Content), pos)
 	return err

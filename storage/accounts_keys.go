@@ -18,7 +18,7 @@ func (db *DB) deviceListChanged(tx *sql.Tx, user matrix.UserID) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(`INSERT INTO device_list_changes (user_id, pos) VALUES (?, ?)
+	_, err = db.exec(tx, `INSERT INTO device_list_changes (user_id, pos) VALUES (?, ?)
 		ON CONFLICT (user_id) DO UPDATE SET pos = excluded.pos`, user, pos)
 	return err
 }
@@ -41,7 +41,7 @@ func (db *DB) DeviceListChanges(ctx context.Context, since, upTo int64) ([]matri
 func (db *DB) SendToDevice(ctx context.Context, sender matrix.UserID, device matrix.DeviceID, txn string, events []matrix.ToDevice) (bool, error) {
 	sent := false
 	err := db.write(ctx, func(tx *sql.Tx) error {
-		res, err := tx.Exec("INSERT INTO to_device_txns (user_id, device_id, txn_id, ts) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		res, err := db.exec(tx, "INSERT INTO to_device_txns (user_id, device_id, txn_id, ts) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			sender, device, txn, millis(time.Now()))
 		if err != nil {
 			return err
@@ -63,7 +63,7 @@ func (db *DB) SendToDevice(ctx context.Context, sender matrix.UserID, device mat
 				if (e.Device == "*") != all {
 					continue
 				}
-				if _, err := tx.Exec(insert, pos, string(e.Event), e.User, e.Device, e.Device); err != nil {
+				if _, err := db.exec(tx, insert, pos, string(e.Event), e.User, e.Device, e.Device); err != nil {
 					return err
 				}
 			}
@@ -84,7 +84,7 @@ func (db *DB) ToDevice(ctx context.Context, user matrix.UserID, device matrix.De
 		event string
 	}
 	rows, err := db.read.QueryContext(ctx, `SELECT pos, event FROM to_device
-		WHERE user_id = ? AND device_id = ? AND pos <= ? ORDER BY pos LIMIT ?`, user, device, upTo, limit+1)
+		WHERE user_id = ? AND device_id = ? AND pos <= ? ORDER BY pos LIMIT 0+?`, user, device, upTo, limit+1)
 	all, err := collect(rows, err, func(scan func(...any) error) (r row, err error) {
 		err = scan(&r.pos, &r.event)
 		return r, err
