@@ -488,7 +488,14 @@ func (run *syncRun) timeline(ctx context.Context, room matrix.RoomID, rd *reader
 			list.Events = append(list.Events, v.format(&state[i]))
 		}
 	}
-	switch req.stateAfter {
+	j.setState(req.stateAfter, list)
+	j.worthIt = len(p.events) > 0 || len(list.Events) > 0 || limited
+	return j, nil
+}
+
+// setState puts state where the client wants it.
+func (j *syncJoined) setState(stateAfter string, list *syncEvents) {
+	switch stateAfter {
 	case "":
 		j.State = list
 	case "state_after":
@@ -496,8 +503,6 @@ func (run *syncRun) timeline(ctx context.Context, room matrix.RoomID, rd *reader
 	default:
 		j.StateAfterOld = list
 	}
-	j.worthIt = len(p.events) > 0 || len(list.Events) > 0 || limited
-	return j, nil
 }
 
 // stateBefore returns the state that a client needs before the events of the
@@ -739,7 +744,8 @@ func (run *syncRun) leftRoom(ctx context.Context, m matrix.Member) error {
 		if err != nil {
 			return err
 		}
-		j = &syncJoined{Timeline: &syncTimeline{Events: run.req.viewer.formatAll(e)}, State: &syncEvents{Events: []any{}}}
+		j = &syncJoined{Timeline: &syncTimeline{Events: run.req.viewer.formatAll(e)}}
+		j.setState(run.req.stateAfter, &syncEvents{Events: []any{}})
 	}
 	run.roomData(j, m.Room)
 	if run.rooms.Leave == nil {
