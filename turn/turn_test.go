@@ -702,6 +702,35 @@ func TestAddressFamilies(t *testing.T) {
 	want(t, "IPv4 relay", c.ask(stun.MethodAllocate, udpRelay, attr{stun.AttrRequestedAddressFamily, []byte{familyIPv4, 0, 0, 0}}), 0)
 }
 
+func TestIPv6Relay(t *testing.T) {
+	echo, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		t.Skip("this machine has no IPv6")
+	}
+	defer echo.Close()
+	tt := startWith(t, func(cfg *Config) { cfg.PublicIPs = []string{"127.0.0.2", "::1"} }, func(s *Server) {
+		media := append(s.deps.MediaAddrs(), addrOf(echo))
+		s.deps.MediaAddrs = func() []netip.AddrPort { return media }
+		s.peers.refresh(media, s.ips)
+	})
+	c := tt.raw("udp", "@alice:example.org")
+	want(t, "IPv6 relay", c.ask(stun.MethodAllocate, udpRelay, attr{stun.AttrRequestedAddressFamily, []byte{familyIPv6, 0, 0, 0}}), 0)
+	for _, ip := range []string{"::", "::ffff:127.0.0.1", "::ffff:127.0.0.2", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "fd00::1", "fe80::1", "ff02::1", "fec0::1", "10.0.0.1"} {
+		want(t, "permission for "+ip, c.ask(stun.MethodCreatePermission, at(ip, 443)), stun.CodeForbidden)
+	}
+	want(t, "our SFU", c.ask(stun.MethodChannelBind, channel(0x4000), peer(addrOf(echo))), 0)
+	c.send([]byte{0x40, 0, 0, 4, 'd', 'o', 'n', 'e'})
+	b := make([]byte, 100)
+	_ = echo.SetReadDeadline(time.Now().Add(patience))
+	n, from, err := echo.ReadFrom(b)
+	if err != nil || string(b[:n]) != "done" {
+		t.Fatalf("the SFU got %q, %v", b[:n], err)
+	}
+	if relay := tt.onlyRelay(); from.String() != relay.String() || !relay.Addr().Is6() {
+		t.Errorf("from %s, want the relay %s", from, relay)
+	}
+}
+
 func TestQuota(t *testing.T) {
 	tt := start(t, func(c *Config) { c.UserQuota = 3 })
 	var mine []*rawClient
