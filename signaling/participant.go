@@ -40,6 +40,8 @@ type participant struct {
 	lostAt    time.Time // since when, zero while there is a socket
 	released  bool      // the SFU has let go of the member
 	said      bool      // because the client said that it leaves
+	ticked    time.Time // when housekeeping was last done
+	awake     time.Time // since when it has been done regularly
 	over      bool
 	leftovers []any // unread when the inbox was closed
 
@@ -202,6 +204,9 @@ func (p *participant) tell(message any) bool { return p.inbox.put(message) }
 // deliver hands a client's request to the loop and waits until it has taken it:
 // a client that says much is heard slowly. It reports whether to go on.
 func (p *participant) deliver(r signalRequest) bool {
+	r.sock.waiting.Store(true)
+	defer r.sock.waiting.Store(false)
+	defer r.sock.touch()
 	select {
 	case p.requests <- r:
 		return true
@@ -279,6 +284,7 @@ func (p *participant) handle(item any) {
 	case evicted:
 		// The SFU had let go of the member before, or the leave would have come.
 		p.leave(item.why, sfu.ActionDisconnect)
+		p.member.Load().Leave(item.why)
 		p.end(true, true)
 	case superseded:
 		p.leave(sfu.ReasonDuplicateIdentity, sfu.ActionDisconnect)
@@ -361,10 +367,11 @@ func (p *participant) shutdown() {
 
 // housekeeping does what is due by the clock.
 func (p *participant) housekeeping(now time.Time) {
-	if p.sock != nil && now.Sub(p.sock.lastHeard()) >= p.s.cfg.LeaveGrace {
+	p.noticeStall(now)
+	if p.silence(now) >= p.s.cfg.LeaveGrace {
 		// Silence is as good as a lost socket: its grace is already over.
-		p.log.Info("client silent", "for", now.Sub(p.sock.lastHeard()).Round(time.Second))
-		p.lostAt = p.sock.lastHeard()
+		p.log.Info("client silent", "for", p.silence(now).Round(time.Second))
+		p.lostAt = now.Add(-p.s.cfg.LeaveGrace)
 		p.sock.finish(closeGoingAway, "silent")
 		p.sock = nil
 	}
@@ -382,6 +389,32 @@ func (p *participant) housekeeping(now time.Time) {
 	}
 	p.flushUpdates(now)
 	p.flushRoom(now)
+}
+
+// silence is for how long nothing has come from the client. One whose request
+// waits for this loop is not silent.
+func (p *participant) silence(now time.Time) time.Duration {
+	if p.sock == nil || p.sock.waiting.Load() {
+		return 0
+	}
+	since := p.sock.lastHeard()
+	if since.Before(p.awake) {
+		since = p.awake
+	}
+	return now.Sub(since)
+}
+
+// noticeStall keeps clients from being blamed for the time in which this
+// machine slept or was too busy to hear them.
+func (p *participant) noticeStall(now time.Time) {
+	stall := now.Sub(p.ticked)
+	if !p.ticked.IsZero() && stall > p.s.times.tick+p.s.times.stall {
+		p.awake = now
+		if p.sock == nil {
+			p.lostAt = p.lostAt.Add(stall)
+		}
+	}
+	p.ticked = now
 }
 
 // grace is how long the seat is kept after the socket is gone. SDKs say leave

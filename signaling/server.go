@@ -120,6 +120,7 @@ type times struct {
 	updateBatch   time.Duration // changes of mere subscribers in big rooms
 	roomCounters  time.Duration // at most one update of a room's counters per
 	tick          time.Duration // the sessions' housekeeping
+	stall         time.Duration // a longer gap between ticks is this machine's fault
 	secondThought time.Duration // after a client's leave, for those that come back at once
 }
 
@@ -132,6 +133,7 @@ func defaultTimes() times {
 		updateBatch:   3 * time.Second,
 		roomCounters:  5 * time.Second,
 		tick:          time.Second,
+		stall:         4 * time.Second,
 		secondThought: 2 * time.Second,
 	}
 }
@@ -231,12 +233,13 @@ func (openGate) gone(call.RoomName, call.Identity, bool) {}
 // evict removes a participant at once: its media stops both ways before evict
 // returns, its socket closes when the leave has been flushed.
 func (s *Server) evict(room call.RoomName, id call.Identity, why sfu.Reason) {
+	p := s.seated(room, id) // before: a successor must not be told
 	if r, ok := s.deps.SFU.Room(room); ok {
 		if err := r.Remove(id, why); err != nil && !errors.Is(err, call.ErrNotFound) {
 			s.log.Warn("removing participant", "room", room, "participant", id, "err", err)
 		}
 	}
-	if p := s.seated(room, id); p != nil {
+	if p != nil {
 		p.tell(evicted{why})
 	}
 }

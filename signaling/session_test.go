@@ -435,6 +435,52 @@ func TestSilentClient(t *testing.T) {
 	}
 }
 
+// TestStall: who could not be heard while the machine slept is not silent.
+func TestStall(t *testing.T) {
+	ts := newTestServer(t)
+	p := ts.idle(talker("alice"))
+	k := withSocket(p)
+	k.touch()
+	grace, tick := ts.s.cfg.LeaveGrace, ts.s.times.tick
+	now := k.lastHeard()
+	for _, step := range []struct {
+		after time.Duration
+		quiet bool // the client says nothing until then
+		there bool
+	}{
+		{tick, true, true},
+		{2 * grace, true, true}, // a lid was closed
+		{tick, true, true},
+		{tick, false, true},
+	} {
+		now = now.Add(step.after)
+		if !step.quiet {
+			k.heard.Store(now.UnixNano())
+		}
+		p.housekeeping(now)
+		if (p.sock != nil) != step.there || p.over {
+			t.Fatalf("after %v: socket %v, over %v", step.after, p.sock != nil, p.over)
+		}
+	}
+	for end := now.Add(grace - tick); now.Before(end); {
+		now = now.Add(tick)
+		p.housekeeping(now)
+	}
+	if p.over {
+		t.Error("given up before the grace was over")
+	}
+	k.waiting.Store(true)
+	p.housekeeping(now.Add(tick))
+	if p.over {
+		t.Error("a client whose request waits for us was called silent")
+	}
+	k.waiting.Store(false)
+	p.housekeeping(now.Add(2 * tick))
+	if !p.over {
+		t.Error("a silent client was kept")
+	}
+}
+
 // TestQuietClient answers pings and says nothing else: it stays.
 func TestQuietClient(t *testing.T) {
 	ts := newTestServer(t, quick, func(s *Server) { s.times.wsPing = 50 * time.Millisecond })

@@ -39,10 +39,11 @@ type socket struct {
 	times times
 	meter *meter
 
-	queue  chan *livekit.SignalResponse
-	queued atomic.Int64 // bytes in queue
-	text   atomic.Bool  // the client last spoke JSON
-	heard  atomic.Int64 // when the client was last heard, Unix nanoseconds
+	queue   chan *livekit.SignalResponse
+	queued  atomic.Int64 // bytes in queue
+	text    atomic.Bool  // the client last spoke JSON
+	heard   atomic.Int64 // when the client was last heard, Unix nanoseconds
+	waiting atomic.Bool  // a request waits for the participant's loop
 
 	finishing chan struct{}   // closed by finish
 	writing   context.Context // ends a moment after finish, so that no write goes on for ever

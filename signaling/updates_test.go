@@ -16,7 +16,7 @@ import (
 
 // withSocket gives an idle participant a socket that nobody reads.
 func withSocket(p *participant) *socket {
-	p.sock = &socket{queue: make(chan *livekit.SignalResponse, maxQueued), finishing: make(chan struct{})}
+	p.sock = &socket{queue: make(chan *livekit.SignalResponse, maxQueued), finishing: make(chan struct{}), stop: func() {}}
 	p.joinResponse()
 	return p.sock
 }
