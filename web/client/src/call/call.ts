@@ -451,6 +451,7 @@ export class Call {
       this.cleanups.push(() => target.off(event, f));
     };
     on(session, MatrixRTCSessionEvent.MembershipsChanged, this.onMemberships);
+    on(session, MatrixRTCSessionEvent.EncryptionKeyChanged, (_key: unknown, _index: unknown, _who: unknown, identity: string) => this.keylessSince.delete(identity));
     on(session, MatrixRTCSessionEvent.MembershipManagerError, this.onMembershipError);
     on(session, MembershipManagerEvent.StatusChanged, this.refreshSoon);
     on(session, MembershipManagerEvent.DelayIdChanged, this.delegate);

@@ -14,7 +14,7 @@ import {
   type TrackPublication,
 } from "livekit-client";
 import E2EEWorker from "livekit-client/e2ee-worker?worker";
-import { wanted } from "./devices.ts";
+import { cameraPreset, wanted } from "./devices.ts";
 import type { Media, Person, Quality } from "./tiles.ts";
 import { readIce, type IceReport } from "./trouble.ts";
 import type { Ticket } from "./transport.ts";
@@ -58,11 +58,11 @@ export class Connection {
         autoGainControl: true,
         ...device("audioinput"),
       },
-      videoCaptureDefaults: { resolution: VideoPresets.h720.resolution, ...device("videoinput") },
+      videoCaptureDefaults: { resolution: cameraPreset().resolution, ...device("videoinput") },
       publishDefaults: {
         simulcast: true,
         videoCodec: "vp8",
-        videoEncoding: VideoPresets.h720.encoding,
+        videoEncoding: cameraPreset().encoding,
         videoSimulcastLayers: [VideoPresets.h180, VideoPresets.h360],
         screenShareEncoding: ScreenSharePresets.h1080fps15.encoding,
         audioPreset: AudioPresets.music,

@@ -1,3 +1,4 @@
+import { VideoPresets, type VideoPreset } from "livekit-client";
 import { Store } from "../lib/store.ts";
 
 export interface DeviceLists {
@@ -70,4 +71,13 @@ export function deviceProblem(e: unknown): DeviceProblem {
   if (name === "NotFoundError" || name === "OverconstrainedError" || name === "DevicesNotFoundError") return "missing";
   if (name === "NotReadableError" || name === "AbortError" || name === "TrackStartError") return "busy";
   return "other";
+}
+
+/**
+ * cameraPreset is the picture that a machine with so many processor cores can
+ * encode in several sizes at once, beside decoding everybody else's.
+ */
+export function cameraPreset(cores = navigator.hardwareConcurrency || 4): VideoPreset {
+  if (cores <= 2) return VideoPresets.h360;
+  return cores <= 4 ? VideoPresets.h540 : VideoPresets.h720;
 }

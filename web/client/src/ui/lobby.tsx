@@ -1,9 +1,9 @@
-import { createLocalAudioTrack, createLocalVideoTrack, VideoPresets, type LocalAudioTrack, type LocalVideoTrack } from "livekit-client";
+import { createLocalAudioTrack, createLocalVideoTrack, type LocalAudioTrack, type LocalVideoTrack } from "livekit-client";
 import { createClient, type MatrixClient, type Room } from "matrix-js-sdk";
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { app, enter, findRoom, startCall, useApp, useMatrix, waitForRoom } from "../app.ts";
-import { deviceProblem, devices, prefer, preferences, refreshDevices, wanted, type DeviceProblem } from "../call/devices.ts";
+import { cameraPreset, deviceProblem, devices, prefer, preferences, refreshDevices, wanted, type DeviceProblem } from "../call/devices.ts";
 import { checkRelays } from "../call/netcheck.ts";
 import { useStore } from "../lib/store.ts";
 import { go, type Route } from "../lib/router.ts";
@@ -215,7 +215,7 @@ function useTrack(kind: "audioinput" | "videoinput", on: boolean, deviceId: stri
     const opening: Promise<LocalTrack> =
       kind === "audioinput"
         ? createLocalAudioTrack({ echoCancellation: true, noiseSuppression: true, autoGainControl: true, ...device })
-        : createLocalVideoTrack({ resolution: VideoPresets.h720.resolution, ...device });
+        : createLocalVideoTrack({ resolution: cameraPreset().resolution, ...device });
     opening
       .then((tr) => {
         if (gone) return tr.stop();
