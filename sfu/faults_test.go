@@ -20,7 +20,12 @@ import (
 	"github.com/trunkhall/trunkhall/call"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain looks for leaked goroutines. pion leaves the test clients' readers
+// behind when media came before the answer; the server waits for its own ones
+// in Run.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/pion/srtp/v3.(*ReadStreamSRTP).NextStream"))
+}
 
 func TestVanishedClientIsToldToResumeThenRemoved(t *testing.T) {
 	s := startServer(t, nil)

@@ -291,14 +291,10 @@ func (m *Member) emit(e Event) {
 	if m.ended {
 		return
 	}
-	s := m.session
 	if leave, ok := e.(EventLeave); ok {
-		m.session = nil
-		m.ended = leave.Action != ActionResume // a resume brings a new session
+		m.ended = leave.Action != ActionResume // then it may still be saved
 	}
-	if s != nil {
-		s.Event(e)
-	}
+	m.session.Event(e)
 }
 
 // swapSession makes s hear all further events.

@@ -52,6 +52,7 @@ type peer struct {
 
 	upMu sync.Mutex
 	up   map[string]*upTrack // what the client sends on which mid
+	from []*webrtc.TrackRemote
 
 	channels [3]atomic.Pointer[webrtc.DataChannel] // downstream, by kind
 	opened   atomic.Int32
@@ -364,6 +365,7 @@ func (p *peer) onTrack(remote *webrtc.TrackRemote, rec *webrtc.RTPReceiver) {
 	}
 	p.upMu.Lock()
 	u := p.up[mid]
+	p.from = append(p.from, remote)
 	p.upMu.Unlock()
 	if u == nil || u.kind != kindOf(remote.Kind()) {
 		p.t.spawn(func() { drain(remote) })
@@ -401,6 +403,14 @@ func (p *peer) sendReports(now time.Time) {
 
 // close ends the connection and waits for pion's goroutines.
 func (p *peer) close() {
+	// Closing a stream wakes only one of its readers, and a client that sends
+	// before it has described its stream makes pion read, too. A deadline wakes
+	// all.
+	p.upMu.Lock()
+	for _, r := range p.from {
+		_ = r.SetReadDeadline(time.Unix(1, 0))
+	}
+	p.upMu.Unlock()
 	if err := p.pc.GracefulClose(); err != nil {
 		p.t.log.Debug("close connection", "error", err)
 	}

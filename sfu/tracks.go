@@ -275,7 +275,7 @@ func (r *Room) reconcile(m *Member, t *track) {
 	if m == t.owner || m.gone {
 		return
 	}
-	want := t.published && m.grant.CanSubscribe && m.desires(t.sid)
+	want := t.published && !t.owner.grant.Hidden && m.grant.CanSubscribe && m.desires(t.sid)
 	if want {
 		allowed := m.grant.Kind == call.KindEgress || t.owner.policy.allows(m.identity, m.sid, t.sid)
 		if was, told := m.allowedNow[t.sid]; !told || was != allowed {

@@ -23,6 +23,7 @@ const (
 	answerLimit      = 15 * time.Second
 	askAgainAfter    = 5 * time.Second // for a client that ignored EventSectionsRequired
 	transportTick    = time.Second
+	closeLimit       = 10 * time.Second // never reached; a defect must not stop the server from stopping
 	maxMessageBytes  = 65535
 	maxBufferedBytes = 4 << 20 // reliable data waiting for one client
 	maxLossyBytes    = 256 << 10
@@ -115,7 +116,10 @@ func (t *transport) enqueue(f func()) bool {
 	if len(t.ops) >= maxQueuedOps {
 		t.mu.Unlock()
 		t.log.Warn("negotiation queue is full: removing member")
-		go t.room.post(func() { t.room.remove(t.m, ReasonMediaFailure, ActionDisconnect) })
+		// On a goroutine of its own: this may be the room's.
+		t.spawn(func() {
+			t.room.post(func() { t.room.remove(t.m, ReasonMediaFailure, ActionDisconnect) })
+		})
 		return false
 	}
 	t.ops = append(t.ops, f)
@@ -506,7 +510,13 @@ func (t *transport) close() {
 	t.mu.Lock()
 	t.shut = true
 	t.mu.Unlock()
-	t.readers.Wait()
+	ended := make(chan struct{})
+	go func() { t.readers.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(closeLimit):
+		t.log.Error("readers of a closed connection are stuck")
+	}
 }
 
 // spawn runs f on a goroutine that close waits for, unless that is over.

@@ -329,8 +329,9 @@ type (
 	}
 	// EventDataReady tells that the downstream channel of a kind is open.
 	EventDataReady struct{ Kind DataKind }
-	// EventLeave is the last event: the member has been removed, or (with
-	// ActionResume or ActionReconnect) its client must connect again.
+	// EventLeave is the last event: the member has been removed and (with
+	// ActionReconnect) its client must join again. Only after ActionResume the
+	// member is kept for some seconds, for Room.Resume; other events may follow.
 	EventLeave struct {
 		Reason Reason
 		Action Action

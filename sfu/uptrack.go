@@ -57,6 +57,7 @@ type upLayer struct {
 
 	last    atomic.Int64 // when the last packet came, in Unix nanoseconds
 	pliAt   atomic.Int64
+	wanted  atomic.Bool // a key frame, but it was asked for just before
 	reports atomic.Pointer[clockMap]
 	bits    rateMeter
 	loss    lossMeter // guarded by upTrack.mu
@@ -333,6 +334,9 @@ func (u *upTrack) needKeyframes() (need [maxLayers]bool) {
 			need[i] = true
 		}
 	}
+	for i, l := range u.layers {
+		need[i] = need[i] || l != nil && l.wanted.Load()
+	}
 	return need
 }
 
@@ -354,9 +358,11 @@ func (u *upTrack) askKeyframe(index int, now time.Time) {
 		return
 	}
 	last := l.pliAt.Load()
+	l.wanted.Store(true) // asked for with the next tick if it is too early now
 	if now.UnixNano()-last < int64(pliThrottle) || !l.pliAt.CompareAndSwap(last, now.UnixNano()) {
 		return
 	}
+	l.wanted.Store(false)
 	u.asked.Add(1)
 	p.writeRTCP(&rtcp.PictureLossIndication{MediaSSRC: l.ssrc})
 }
