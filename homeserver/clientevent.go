@@ -40,7 +40,6 @@ type unsigned struct {
 	DelayIDStable   string            `json:"delay_id,omitempty"`
 	StickyTTL       *int64            `json:"msc4354_sticky_duration_ttl_ms,omitempty"`
 	Relations       map[string]any    `json:"m.relations,omitempty"`
-	InviteState     []*strippedEvent  `json:"invite_room_state,omitempty"`
 }
 
 // A strippedEvent is a state event as those outside a room may see it.

@@ -63,7 +63,7 @@ func TestWriteRollsBack(t *testing.T) {
 		}
 		return boom
 	})
-	if err != boom {
+	if !errors.Is(err, boom) {
 		t.Errorf("write returned %v, want its function's error", err)
 	}
 	if pos, _ := db.Position(t.Context()); pos != 0 {

@@ -208,7 +208,7 @@ func (db *DB) DeleteAlias(ctx context.Context, alias matrix.RoomAlias) error {
 
 // Aliases returns the aliases of a room.
 func (db *DB) Aliases(ctx context.Context, room matrix.RoomID) ([]matrix.RoomAlias, error) {
-	return column[matrix.RoomAlias](db, ctx, "SELECT alias FROM aliases WHERE room_nid = "+roomNID+" ORDER BY alias", room)
+	return column[matrix.RoomAlias](ctx, db, "SELECT alias FROM aliases WHERE room_nid = "+roomNID+" ORDER BY alias", room)
 }
 
 // Publish puts a room into the public room directory or takes it out.
@@ -221,5 +221,5 @@ func (db *DB) Publish(ctx context.Context, room matrix.RoomID, listed bool) erro
 
 // PublishedRooms returns the rooms of the directory.
 func (db *DB) PublishedRooms(ctx context.Context) ([]matrix.RoomID, error) {
-	return column[matrix.RoomID](db, ctx, "SELECT room_id FROM rooms WHERE listed = 1 ORDER BY nid")
+	return column[matrix.RoomID](ctx, db, "SELECT room_id FROM rooms WHERE listed = 1 ORDER BY nid")
 }

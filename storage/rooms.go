@@ -26,8 +26,8 @@ const roomNID = `(SELECT nid FROM rooms WHERE room_id = ?)`
 
 type scanner interface{ Scan(dest ...any) error }
 
-// scanEvent reads a row of selectEvent; more takes columns after it.
-func scanEvent(row scanner, more ...any) (matrix.StoredEvent, error) {
+// scanEvent reads a row of selectEvent.
+func scanEvent(row scanner) (matrix.StoredEvent, error) {
 	var (
 		s                                   matrix.StoredEvent
 		room, version, text                 string
@@ -35,9 +35,9 @@ func scanEvent(row scanner, more ...any) (matrix.StoredEvent, error) {
 		prevID, prevJSON, prevSender, redID sql.NullString
 		redJSON                             sql.NullString
 	)
-	dest := append([]any{&s.Pos, &s.ID, &room, &version, &text, &s.Device, &s.TxnID, &s.DelayID, &sticky,
-		&prevID, &prevJSON, &prevSender, &redID, &redJSON}, more...)
-	if err := row.Scan(dest...); err != nil {
+	err := row.Scan(&s.Pos, &s.ID, &room, &version, &text, &s.Device, &s.TxnID, &s.DelayID, &sticky,
+		&prevID, &prevJSON, &prevSender, &redID, &redJSON)
+	if err != nil {
 		return s, notFound(err)
 	}
 	ev, err := matrix.ParseStored(s.ID, matrix.RoomVersion(version), []byte(text))
@@ -427,12 +427,12 @@ func (db *DB) Forget(ctx context.Context, room matrix.RoomID, user matrix.UserID
 
 // UsersSharingRooms returns the users joined to a room that the user has joined.
 func (db *DB) UsersSharingRooms(ctx context.Context, user matrix.UserID) ([]matrix.UserID, error) {
-	return column[matrix.UserID](db, ctx, `SELECT DISTINCT o.user_id FROM memberships m JOIN memberships o ON o.room_nid = m.room_nid AND o.membership = 'join'
+	return column[matrix.UserID](ctx, db, `SELECT DISTINCT o.user_id FROM memberships m JOIN memberships o ON o.room_nid = m.room_nid AND o.membership = 'join'
 		WHERE m.user_id = ? AND m.membership = 'join'`, user)
 }
 
 // column runs a query of one column of strings.
-func column[T ~string](db *DB, ctx context.Context, query string, args ...any) ([]T, error) {
+func column[T ~string](ctx context.Context, db *DB, query string, args ...any) ([]T, error) {
 	rows, err := db.read.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
