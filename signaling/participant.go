@@ -74,6 +74,10 @@ type (
 		sock    *socket
 		request *livekit.SignalRequest
 	}
+	clientLeave struct {
+		sock *socket
+		why  livekit.DisconnectReason
+	}
 	socketLost struct{ sock *socket }
 	resumption struct {
 		sock    *socket
@@ -275,6 +279,11 @@ func (p *participant) handle(item any) {
 		p.event(item)
 	case outgoing:
 		p.sendData(item)
+	case clientLeave:
+		if p.sock == nil || p.sock == item.sock {
+			p.said = true
+			p.member.Load().Leave(leaveReason(item.why))
+		}
 	case socketLost:
 		if item.sock == p.sock {
 			p.away()
@@ -457,7 +466,7 @@ func (p *participant) takeUp(r resumption) {
 		p.away()
 		return
 	}
-	p.sock, p.lostAt = r.sock, time.Time{}
+	p.sock, p.lostAt, p.said = r.sock, time.Time{}, false
 	p.protocol = r.joining.client.GetProtocol()
 	p.s.present(p)
 	p.send(p.reconnectResponse())

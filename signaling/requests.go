@@ -47,8 +47,6 @@ func (p *participant) request(r *livekit.SignalRequest) {
 			Disabled: s.GetDisabled(), Quality: sfu.Quality(s.GetQuality()),
 			Width: s.GetWidth(), Height: s.GetHeight(), FPS: s.GetFps(), Priority: s.GetPriority(),
 		}, trackSIDs(s.GetTrackSids(), nil)...)
-	case *livekit.SignalRequest_Leave:
-		m.Leave(leaveReason(r.Leave.GetReason()))
 	case *livekit.SignalRequest_SubscriptionPermission:
 		s := r.SubscriptionPermission
 		m.SetSubscriptionPermissions(s.GetAllParticipants(), trackPermissions(s.GetTrackPermissions()))

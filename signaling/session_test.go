@@ -435,6 +435,36 @@ func TestSilentClient(t *testing.T) {
 	}
 }
 
+// TestLeaveAfterMedia: a client that leaves takes down its media and its
+// socket at the same time. If the media is missed first, the leave still counts.
+func TestLeaveAfterMedia(t *testing.T) {
+	ts := newTestServer(t)
+	p := ts.idle(talker("alice"))
+	k := withSocket(p)
+	p.handle(sfu.EventLeave{Reason: sfu.ReasonConnectionTimeout, Action: sfu.ActionResume})
+	if p.sock != nil || p.over {
+		t.Fatal("not waiting for a resume")
+	}
+	p.handle(clientLeave{k, livekit.DisconnectReason_CLIENT_INITIATED})
+	room, _ := ts.sfu.Room("r")
+	eventually(t, "alice is out of the room", func() bool {
+		_, there := room.Member("alice")
+		return !there
+	})
+	p.housekeeping(time.Now().Add(ts.s.times.secondThought))
+	if got := ts.gate.all(); got != "here alice, gone alice true" {
+		t.Errorf("the gate heard %q", got)
+	}
+	// The leave of an old socket says nothing about a client that has resumed.
+	p = ts.idle(talker("bob"))
+	k = withSocket(p)
+	withSocket(p)
+	p.handle(clientLeave{k, livekit.DisconnectReason_CLIENT_INITIATED})
+	if p.said {
+		t.Error("an old socket's leave ended a resumed session")
+	}
+}
+
 // TestStall: who could not be heard while the machine slept is not silent.
 func TestStall(t *testing.T) {
 	ts := newTestServer(t)

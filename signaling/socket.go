@@ -167,6 +167,13 @@ func (k *socket) read(ctx context.Context, p *participant) {
 			k.refuse(websocket.StatusInvalidFramePayloadData, "not a SignalRequest")
 			return
 		}
+		if leave := request.GetLeave(); leave != nil && p != nil {
+			// It counts even if this socket has just been told to close: a
+			// client that leaves also takes down its media, which may be
+			// noticed first.
+			p.tell(clientLeave{k, leave.GetReason()})
+			continue
+		}
 		if p == nil || !p.deliver(signalRequest{k, request}) {
 			return
 		}
