@@ -253,6 +253,9 @@ func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Tim
 		u.drops.malformed.Add(1)
 		return
 	}
+	if p.key {
+		l.wanted.Store(false)
+	}
 	if u.silent.Load() {
 		return
 	}
@@ -358,8 +361,11 @@ func (u *upTrack) askKeyframe(index int, now time.Time) {
 		return
 	}
 	last := l.pliAt.Load()
-	l.wanted.Store(true) // asked for with the next tick if it is too early now
-	if now.UnixNano()-last < int64(pliThrottle) || !l.pliAt.CompareAndSwap(last, now.UnixNano()) {
+	if now.UnixNano()-last < int64(pliThrottle) {
+		l.wanted.Store(true) // asked for later, unless one comes before
+		return
+	}
+	if !l.pliAt.CompareAndSwap(last, now.UnixNano()) {
 		return
 	}
 	l.wanted.Store(false)
