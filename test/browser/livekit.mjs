@@ -96,8 +96,9 @@ const scenarios = {
     must(a.joins[0].iceServers.some((s) => s.urls.some((u) => u.startsWith('turn:'))), 'the join response names no TURN server', a.joins[0].iceServers);
 
     step('alice and bob publish');
-    await a.call('publish', { camera: true, microphone: true, codec });
-    await b.call('publish', { camera: true, microphone: true, codec });
+    const simulcast = config.simulcast !== false;
+    await a.call('publish', { camera: true, microphone: true, codec, simulcast });
+    await b.call('publish', { camera: true, microphone: true, codec, simulcast });
     await decodes(b, a);
     await decodes(a, b);
     await sounds(b, a);
@@ -108,7 +109,7 @@ const scenarios = {
     const live = await b.page.evaluate(() => window.__probe.connections.filter((c) => c.connectionState === 'connected').length);
     must(live === (dual ? 2 : 1), `${live} connections are up in ${dual ? 'dual' : 'single'} mode`);
 
-    if (config.simulcast !== false) await switches(b, a);
+    if (simulcast) await switches(b, a);
     await data(a, b, true);
     await data(a, b, false);
 
@@ -220,6 +221,24 @@ const scenarios = {
       return candidates;
     }, wrong);
     must(got === 0, 'a wrong credential was given a relay');
+    return { paths };
+  },
+
+  // A network that lets no UDP through, and no TURN: the media goes over TCP,
+  // straight to the server.
+  async noudp(config) {
+    const base = await site();
+    const browser = await launch(config, sources.green, { args: ['--webrtc-ip-handling-policy=disable_non_proxied_udp', '--force-webrtc-ip-handling-policy=disable_non_proxied_udp'] });
+    const room = roomName();
+    const a = await peer(config, browser, base, room, 'alice', { ice: [] });
+    const b = await peer(config, browser, base, room, 'bob', { dual: true, ice: [] });
+    await a.call('publish', { camera: true, microphone: true });
+    await decodes(b, a);
+    await sounds(b, a);
+    await data(a, b, true);
+    const paths = [];
+    for (const p of [a, b]) paths.push(...(await p.page.evaluate(() => window.__probe.paths())).filter((x) => x.state === 'connected'));
+    must(paths.length >= 2 && paths.every((p) => p.protocol === 'tcp' && p.local !== 'relay'), 'not everything goes over TCP', paths);
     return { paths };
   },
 

@@ -39,6 +39,19 @@ func TestLiveKitCall(t *testing.T) {
 	}
 }
 
+// Codecs without simulcast: the picture gets through, in one layer at least.
+func TestLiveKitOtherCodecs(t *testing.T) {
+	for _, codec := range []string{"vp9", "av1"} {
+		t.Run(codec, func(t *testing.T) {
+			runLiveKit(t, "call", map[string]any{"dual": false, "codec": codec, "simulcast": false})
+		})
+	}
+}
+
+func TestLiveKitWithoutUDP(t *testing.T) {
+	runLiveKit(t, "noudp", nil)
+}
+
 func TestLiveKitReconnect(t *testing.T) {
 	t.Run("one connection", func(t *testing.T) { runLiveKit(t, "reconnect", map[string]any{"dual": false}) })
 	t.Run("two connections", func(t *testing.T) { runLiveKit(t, "reconnect", map[string]any{"dual": true}) })
