@@ -3,12 +3,21 @@ package web
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -222,6 +231,137 @@ func TestStopEndsLongPollsAndWebSockets(t *testing.T) {
 	}
 	if _, err := bufio.NewReader(conn).ReadByte(); err == nil {
 		t.Error("the taken-over connection is still open")
+	}
+}
+
+// writeCertificate makes a self-signed certificate with a serial number.
+func writeCertificate(t *testing.T, cert, key string, serial int64) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), DNSNames: []string{"calls.test"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	cfg := DefaultConfig()
+	cfg.TLSCertFile, cfg.TLSKeyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	if _, err := New(cfg, testDeps()); err == nil || !strings.Contains(err.Error(), "web.tls_cert_file") {
+		t.Errorf("a certificate that is not there: %v", err)
+	}
+	writeCertificate(t, cfg.TLSCertFile, cfg.TLSKeyFile, 7)
+	s, _ := start(t, cfg, testDeps())
+	transport := &http.Transport{
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // self-signed
+		ForceAttemptHTTP2: true,
+	}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("https://" + s.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 || resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
+		t.Errorf("%s %s %v", resp.Proto, resp.Status, resp.Header)
+	}
+	if serial := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); serial != 7 {
+		t.Errorf("certificate %d", serial)
+	}
+}
+
+func TestRenewedCertificateIsTakenUp(t *testing.T) {
+	dir := t.TempDir()
+	c := &certificates{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
+	serial := func() int64 {
+		t.Helper()
+		cert, err := c.get(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := x509.ParseCertificate(cert.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsed.SerialNumber.Int64()
+	}
+	writeCertificate(t, c.certFile, c.keyFile, 1)
+	if got := serial(); got != 1 {
+		t.Fatalf("certificate %d", got)
+	}
+	writeCertificate(t, c.certFile, c.keyFile, 2)
+	later := time.Now().Add(time.Hour) // whatever the file system's clock resolves
+	if err := os.Chtimes(c.certFile, later, later); err != nil {
+		t.Fatal(err)
+	}
+	if got := serial(); got != 1 {
+		t.Errorf("looked again at once: %d", got)
+	}
+	c.lookedAt = time.Time{}
+	if got := serial(); got != 2 {
+		t.Errorf("the renewed certificate is not served: %d", got)
+	}
+	if err := os.WriteFile(c.certFile, []byte("half a cert"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.lookedAt = time.Time{}
+	if got := serial(); got != 2 {
+		t.Errorf("a broken renewal: %d", got)
+	}
+}
+
+// deadlines records what a handler does to its connection.
+type deadlines struct {
+	http.ResponseWriter
+	read []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.read = append(d.read, t)
+	return nil
+}
+
+func TestBodyHasATimeLimitThatEndsWithIt(t *testing.T) {
+	for _, c := range []struct {
+		name, method, path, body string
+		limit                    time.Duration // 0: none
+	}{
+		{"a message", "PUT", "/_matrix/client/v3/rooms/x/send/y/z", "{}", bodyTimeout},
+		{"an upload", "POST", "/_matrix/media/v3/upload", "picture", uploadTimeout},
+		{"a long poll has no body", "GET", "/_matrix/client/v3/sync", "", 0},
+	} {
+		d := &deadlines{ResponseWriter: httptest.NewRecorder()}
+		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
+		limitBodyTime(d, r)
+		if c.limit == 0 {
+			if len(d.read) != 0 {
+				t.Errorf("%s: deadlines %v", c.name, d.read)
+			}
+			continue
+		}
+		if len(d.read) != 1 || time.Until(d.read[0]) > c.limit || time.Until(d.read[0]) < c.limit-time.Minute {
+			t.Errorf("%s: deadlines %v", c.name, d.read)
+		}
+		if _, err := io.ReadAll(r.Body); err != nil {
+			t.Fatal(err)
+		}
+		if last := d.read[len(d.read)-1]; !last.IsZero() {
+			t.Errorf("%s: after the body the deadline %v stays and would end the answer", c.name, last)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/trunkhall/trunkhall/config"
+	"github.com/trunkhall/trunkhall/homeserver"
 	"github.com/trunkhall/trunkhall/node"
 )
 
@@ -34,6 +35,9 @@ func serve(ctx context.Context, e env) error {
 		return err
 	}
 	log.Info("serving", "url", n.BaseURL(), "listen", n.Addr().String(), "data", cfg.DataDir, "version", versionText())
+	if users, err := n.Homeserver().ListUsers(ctx); err == nil && len(users) == 0 && cfg.Homeserver.Registration == homeserver.RegistrationClosed {
+		log.Info("there are no accounts yet; make one with: trunkhall user add --data " + cfg.DataDir + " NAME")
+	}
 	return n.Run(ctx)
 }
 
