@@ -31,7 +31,7 @@ import {
   ticketForOwn,
   type LiveKitTransport,
 } from "./transport.ts";
-import { diagnose, routeOf, type Path, type Trouble } from "./trouble.ts";
+import { diagnose, isFinal, routeOf, type Path, type Trouble } from "./trouble.ts";
 
 export type Phase = "joining" | "connected" | "reconnecting" | "ended";
 
@@ -80,6 +80,7 @@ const HAND = "🖐️";
 const TROUBLE_AFTER_MS = 7500;
 /** Looking for the cause starts early enough to have it when the time is up. */
 const LOOK_AFTER_MS = 4000;
+const LOOK_AGAIN_MS = 5000;
 const KEYLESS_FOR_MS = 4000;
 
 const EMPTY: Scene<Track> = { tiles: [], sounds: [] };
@@ -318,7 +319,7 @@ export class Call {
       if (this.over) return;
       if (e instanceof CallSetupError) this.setupFailure = e;
       else this.signalFailure = this.own?.error ?? (e instanceof Error ? e.name : String(e));
-      const fatal = e instanceof CallSetupError && (e.code === "M_FORBIDDEN" || e.code === "NO_TRANSPORT" || e.code === "M_UNKNOWN_TOKEN");
+      const fatal = e instanceof CallSetupError && isFinal(e.code);
       if (fatal) {
         this.clearWatchdog();
         void this.look();
@@ -366,7 +367,7 @@ export class Call {
     this.signalFailure = undefined;
     this.state.patch({
       phase: "connected",
-      trouble: undefined,
+      trouble: this.membershipFailure === undefined ? undefined : this.state.value.trouble,
       startedAt: this.state.value.startedAt ?? Date.now(),
     });
     this.refresh();
@@ -473,8 +474,9 @@ export class Call {
   };
 
   private onMembershipError = (e: unknown): void => {
+    // Without a membership nobody shows us, however well media flows.
     this.membershipFailure = e instanceof Error ? e.message : String(e);
-    void this.look();
+    this.fail({ path: "membership", code: "MEMBERSHIP_FAILED", fatal: true, details: { membership: this.membershipFailure } });
   };
 
   private onMyMembership(): void {
@@ -543,6 +545,8 @@ export class Call {
     }
     this.connectOthers();
     this.refresh();
+    // What was wrong a while ago need not be what is wrong now.
+    if (this.state.value.trouble && !this.own?.connected && Date.now() - this.lookedAt > LOOK_AGAIN_MS) void this.look();
   };
 
   // --- what is shown -------------------------------------------------------
@@ -643,8 +647,11 @@ export class Call {
     this.watchdog = [];
   }
 
+  private lookedAt = 0;
+
   private async look(): Promise<void> {
-    const t = await this.examine();
+    this.lookedAt = Date.now();
+    const t = this.encrypted && !this.keys ? undefined : await this.examine();
     if (t && !this.over && !this.own?.connected) this.state.patch({ trouble: t });
   }
 
@@ -664,7 +671,8 @@ export class Call {
       serverReachable,
       ...(this.setupFailure ? { setup: this.setupFailure } : {}),
       ...(this.membershipFailure ? { membership: this.membershipFailure } : {}),
-      signalOpen: this.own?.signalOpen ?? own?.signalOpen ?? false,
+      // While livekit-client rebuilds a connection there are no addresses yet: that is not their fault.
+      signalOpen: (this.own?.signalOpen ?? false) && !(this.own?.reconnecting && !ice?.remote.length),
       ...(this.signalFailure ? { signalError: this.signalFailure } : {}),
       ...(ice ? { ice } : {}),
       relays,

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { diagnose, formatDetails, readIce, routeOf, type Evidence } from "./trouble.ts";
+import { diagnose, formatDetails, isFinal, readIce, routeOf, type Evidence } from "./trouble.ts";
 
 const ok: Evidence = {
   serverReachable: true,
@@ -48,6 +48,11 @@ describe("readIce", () => {
     expect(readIce(stats.slice(0, 3), "checking").selected).toBeUndefined();
     expect(routeOf(readIce([], "new"))).toBeUndefined();
   });
+});
+
+it("keeps trying what may pass by itself", () => {
+  expect(["M_FORBIDDEN", "NO_TRANSPORT", "NO_FRAME_ENCRYPTION"].every(isFinal)).toBe(true);
+  expect(["SIGNAL_TIMEOUT", "ICE_CHECKING", "M_UNKNOWN", "SERVER_UNREACHABLE"].some(isFinal)).toBe(false);
 });
 
 describe("formatDetails", () => {

@@ -80,6 +80,11 @@ export function diagnose(e: Evidence): Trouble {
   return verdict("media", `ICE_${e.ice.state.toUpperCase()}`);
 }
 
+/** isFinal reports whether trying again by itself would change nothing. */
+export function isFinal(code: string): boolean {
+  return ["M_FORBIDDEN", "NO_TRANSPORT", "M_UNKNOWN_TOKEN", "NO_FRAME_ENCRYPTION", "MEMBERSHIP_FAILED"].includes(code);
+}
+
 /** readIce boils a connection's statistics down to what matters for a diagnosis. */
 export function readIce(stats: Iterable<Record<string, unknown>>, state: string): IceReport {
   const local = new Map<string, string>();

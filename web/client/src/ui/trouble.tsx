@@ -1,7 +1,7 @@
 import { version as livekitVersion } from "livekit-client";
 import type { JSX } from "preact";
 import type { Call, Phase } from "../call/call.ts";
-import { formatDetails, type Trouble } from "../call/trouble.ts";
+import { formatDetails, isFinal, type Trouble } from "../call/trouble.ts";
 import { t } from "../strings/en.ts";
 import { Icon } from "./icons.tsx";
 import { Button, CopyButton } from "./parts.tsx";
@@ -37,9 +37,11 @@ export function TroublePanel({ call, trouble, phase }: { call: Call; trouble: Tr
           {t.trouble.leave}
         </Button>
       </div>
-      <p class="muted still">
-        <i class="spin" /> {t.trouble.still}
-      </p>
+      {!isFinal(trouble.code) && (
+        <p class="muted still">
+          <i class="spin" /> {t.trouble.still}
+        </p>
+      )}
     </section>
   );
 }
