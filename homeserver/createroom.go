@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -333,10 +334,50 @@ func defaultPowerLevels(version matrix.RoomVersion, creator matrix.UserID, p pre
 		"redact":         50,
 		"invite":         p.inviteLevel,
 	}
+	calls := levels["events"].(map[string]any)
 	for k, v := range req.PowerLevels {
 		levels[k] = v
 	}
+	if events, ok := levels["events"].(map[string]any); ok {
+		levels["events"] = withCallLevels(events, calls)
+	}
+	if users, ok := levels["users"].(map[string]any); ok && version.PrivilegedCreators() {
+		levels["users"] = withoutCreators(users, creator, p, req)
+	}
 	return levels
+}
+
+// withCallLevels returns the levels of event types with those of call events
+// that it does not name: a client that knows nothing of calls must not keep the
+// members of its rooms out of them.
+func withCallLevels(events, calls map[string]any) map[string]any {
+	events = maps.Clone(events)
+	for _, typ := range []string{"org.matrix.msc3401.call", "org.matrix.msc3401.call.member"} {
+		if _, named := events[typ]; !named {
+			events[typ] = calls[typ]
+		}
+	}
+	return events
+}
+
+// withoutCreators returns users without the room's creators. They stand above
+// all levels and must not be named among them (MSC4289), yet clients that are
+// older than that name whoever makes the room.
+func withoutCreators(users map[string]any, creator matrix.UserID, p preset, req roomRequest) map[string]any {
+	users = maps.Clone(users)
+	delete(users, string(creator))
+	more, _ := req.CreationContent["additional_creators"].([]any)
+	for _, u := range more {
+		if id, ok := u.(string); ok {
+			delete(users, id)
+		}
+	}
+	if p.trustInvites { // see createContent
+		for _, u := range req.Invite {
+			delete(users, string(u))
+		}
+	}
+	return users
 }
 
 // memberContent returns the content of a member event with the user's profile.
