@@ -57,6 +57,8 @@ type env struct {
 }
 
 func main() {
+	// What we write (database, media, secrets) is for our own user alone.
+	syscall.Umask(0o077)
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
