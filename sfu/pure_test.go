@@ -61,6 +61,49 @@ func TestRenumbererClosesTheGapsItMakes(t *testing.T) {
 	}
 }
 
+func TestRenumbererGoesOnForHours(t *testing.T) {
+	for name, skipEvery := range map[string]int{"nothing left out": 0, "a third left out": 3, "few left out": 5000} {
+		t.Run(name, func(t *testing.T) {
+			var r renumberer
+			want, in := uint16(60000), uint16(60000)
+			for i := range 300_000 {
+				if skipEvery > 0 && i%skipEvery == 1 {
+					r.skip(in, 0)
+				} else {
+					out, _, ok := r.next(in)
+					if !ok || out != want {
+						t.Fatalf("packet %d: %d, %v, want %d: the stream has stopped", i, out, ok, want)
+					}
+					want++
+				}
+				in++
+			}
+		})
+	}
+}
+
+func TestRenumbererSurvivesJumpsOfTheSource(t *testing.T) {
+	for _, jump := range []uint16{100, 0x7ffe, 0x8000, 0x8001, 0xff00} {
+		var r renumberer
+		in := uint16(1000)
+		for range 50 {
+			r.next(in)
+			in++
+		}
+		in += jump
+		passed := 0
+		for range 100 {
+			if _, _, ok := r.next(in); ok {
+				passed++
+			}
+			in++
+		}
+		if passed < 70 {
+			t.Errorf("after a jump by %d only %d of 100 packets pass", jump, passed)
+		}
+	}
+}
+
 func TestVP8DescriptorRoundTrip(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   []byte

@@ -27,6 +27,8 @@ func (l *lossMeter) add(seq uint16) {
 		l.expected += int64(d)
 		l.missed += int64(d) - 1
 		l.highest = seq
+	case d < -memory:
+		l.highest = seq // the source began anew
 	case d < 0 && l.missed > 0:
 		l.missed-- // it came late
 	}

@@ -4,6 +4,14 @@ package sfu
 // wrap. Numbers more than half the circle apart are a guess.
 func before(a, b uint16) bool { return int16(a-b) < 0 }
 
+const (
+	// memory is how far back a late packet may still find its place.
+	memory = 0x2000
+	// lostCause is how many packets in a row may have no place: then it is the
+	// source that jumped.
+	lostCause = 20
+)
+
 // historySize is how many changes of the offset are remembered for packets
 // that come late.
 const historySize = 32
@@ -16,6 +24,8 @@ type renumberer struct {
 	started bool
 	highest uint16 // of the source, among those seen
 	last    uint16 // highest number given out
+
+	lost int // packets in a row that had no place
 
 	history [historySize]shiftFrom
 	used    int // entries of history in use
@@ -51,11 +61,18 @@ func (r *renumberer) next(in uint16) (out uint16, vp8 vp8Shift, ok bool) {
 	}
 	s, ok := r.find(in)
 	if !ok {
-		return 0, vp8Shift{}, false
+		if r.lost++; r.lost < lostCause {
+			return 0, vp8Shift{}, false
+		}
+		s = r.history[r.newest]
+		r.restart(in, s.vp8)
+		s = r.history[r.newest]
 	}
+	r.lost = 0
 	out = in - s.seq
 	if before(r.highest, in) {
 		r.highest = in
+		r.forget()
 	}
 	if before(r.last, out) {
 		r.last = out
@@ -79,6 +96,18 @@ func (r *renumberer) skip(in uint16, pictures uint16) {
 	r.newest = (r.newest + 1) % historySize
 	r.history[r.newest] = s
 	r.used = min(r.used+1, historySize)
+	r.forget()
+}
+
+// forget moves up where the oldest remembered shift begins, so that numbers
+// never seem to be before it only because half the circle has passed.
+func (r *renumberer) forget() {
+	if r.highest-r.history[r.newest].from < 2*memory || before(r.highest, r.history[r.newest].from) {
+		return
+	}
+	r.history[0] = r.history[r.newest]
+	r.history[0].from = r.highest - memory
+	r.newest, r.used = 0, 1
 }
 
 // find returns the shift that applies to in.

@@ -43,8 +43,8 @@ func defaultTimes() times {
 	}
 }
 
-// New checks cfg and binds the media sockets. Without Run nothing is read from
-// them.
+// New checks cfg and binds the media sockets. A server that is not wanted after
+// all is ended by Run with a context that is over.
 func New(cfg Config, deps Deps) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err

@@ -38,5 +38,7 @@ type Stats struct {
 
 // Stats reads the server's counters.
 func (s *Server) Stats() Stats {
-	return Stats{Rooms: len(s.roomList()), SendCalls: s.net.sends.Load()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{Rooms: len(s.rooms), SendCalls: s.net.sends.Load()}
 }
