@@ -37,8 +37,7 @@ type downTrack struct {
 	onBound       func()
 	onUnsupported func()
 
-	sender      *webrtc.RTPSender      // transport's goroutine
-	transceiver *webrtc.RTPTransceiver // transport's goroutine
+	sender *webrtc.RTPSender // transport's goroutine
 
 	stopped  atomic.Bool
 	disabled atomic.Bool  // the client wants nothing now

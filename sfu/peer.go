@@ -305,7 +305,6 @@ func (p *peer) add(d *downTrack) error {
 		return err
 	}
 	d.sender = tr.Sender()
-	d.transceiver = tr
 	return nil
 }
 

@@ -59,7 +59,6 @@ type upLayer struct {
 	pliAt   atomic.Int64
 	wanted  atomic.Bool // a key frame, but it was asked for just before
 	reports atomic.Pointer[clockMap]
-	bits    rateMeter
 	loss    lossMeter // guarded by upTrack.mu
 }
 
@@ -234,7 +233,6 @@ func (u *upTrack) useCodec(codec webrtc.RTPCodecParameters) {
 // handle is the packet path: it may not wait, and allocates nothing.
 func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Time) {
 	u.in.add(size)
-	l.bits.add(size, now)
 	fresh := now.UnixNano()-l.last.Swap(now.UnixNano()) > int64(layerStale)
 	if l.exts.level != 0 && u.kind == KindAudio {
 		if b := p.header.GetExtension(l.exts.level); len(b) > 0 {
