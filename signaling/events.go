@@ -178,9 +178,9 @@ const (
 // updates is what a client knows, and must yet be told, of participants.
 type updates struct {
 	versions map[call.ParticipantSID]uint32
-	waiting  map[call.ParticipantSID]sfu.ParticipantInfo // batched changes
-	since    time.Time                                   // of the first of them
-	missed   []sfu.ParticipantInfo                       // departures while the client was away
+	waiting  map[call.Identity]sfu.ParticipantInfo // batched changes
+	since    time.Time                             // of the first of them
+	missed   []sfu.ParticipantInfo                 // departures while the client was away
 }
 
 // note records that the client is being told p and reports whether it is news.
@@ -208,7 +208,7 @@ func (p *participant) participantsChanged(changed []sfu.ParticipantInfo) {
 	for _, info := range changed {
 		if info.State == sfu.StateDisconnected && info.Reason == sfu.ReasonDuplicateIdentity && p.protocol > 11 {
 			delete(p.updates.versions, info.SID)
-			delete(p.updates.waiting, info.SID)
+			delete(p.updates.waiting, info.Identity)
 			continue // the new session takes over the identity
 		}
 		own := info.SID == p.snapshot.Self.SID
@@ -219,19 +219,24 @@ func (p *participant) participantsChanged(changed []sfu.ParticipantInfo) {
 			}
 			continue
 		}
-		_, batched := p.updates.waiting[info.SID]
+		if earlier, batched := p.updates.waiting[info.Identity]; batched && earlier.SID != info.SID {
+			// Clients know participants by identity: told after this, the end
+			// of the session before would end this one.
+			now = append(now, earlier)
+			delete(p.updates.waiting, info.Identity)
+		}
 		if own || len(info.Tracks) > 0 || len(p.updates.versions) <= smallRoom {
-			delete(p.updates.waiting, info.SID)
+			delete(p.updates.waiting, info.Identity)
 			now = append(now, info)
 			continue
 		}
-		if !batched && len(p.updates.waiting) == 0 {
+		if len(p.updates.waiting) == 0 {
 			p.updates.since = time.Now()
 		}
 		if p.updates.waiting == nil {
-			p.updates.waiting = make(map[call.ParticipantSID]sfu.ParticipantInfo)
+			p.updates.waiting = make(map[call.Identity]sfu.ParticipantInfo)
 		}
-		p.updates.waiting[info.SID] = info
+		p.updates.waiting[info.Identity] = info
 	}
 	p.sendParticipants(now)
 	if self {
@@ -282,12 +287,13 @@ func (p *participant) sendParticipants(infos []sfu.ParticipantInfo) {
 func (p *participant) sendAllParticipants(snapshot sfu.Snapshot) {
 	clear(p.updates.versions)
 	clear(p.updates.waiting)
-	all := append([]sfu.ParticipantInfo{snapshot.Self}, snapshot.Others...)
+	var all []sfu.ParticipantInfo
 	if p.protocol > 8 {
-		all = append(all, p.updates.missed...)
+		all = p.updates.missed // first: some of them may have come back
 	}
 	p.updates.missed = nil
-	p.sendParticipants(all)
+	all = append(all, snapshot.Self)
+	p.sendParticipants(append(all, snapshot.Others...))
 }
 
 // roomSent is what the client knows of the room.

@@ -92,6 +92,51 @@ func TestUpdatesNeverGoBack(t *testing.T) {
 	}
 }
 
+// TestComingBackIsNotUndone has a listener of a big room leave and come back
+// before anybody was told. Clients know participants by identity: told in the
+// wrong order, the departure would remove who has come back.
+func TestComingBackIsNotUndone(t *testing.T) {
+	ts := newTestServer(t)
+	for name, back := range map[string]sfu.ParticipantInfo{
+		"to listen":  {SID: "PA_new", Identity: "50", Version: 1, State: sfu.StateJoined},
+		"to publish": {SID: "PA_new", Identity: "50", Version: 3, State: sfu.StateActive, Tracks: []sfu.TrackInfo{{SID: "TR_1"}}},
+	} {
+		p := ts.idle(talker("alice"))
+		k := withSocket(p)
+		for i := range 100 {
+			p.participantsChanged([]sfu.ParticipantInfo{other(i, 1)})
+		}
+		p.flushUpdates(time.Now().Add(p.s.times.updateBatch))
+		told(k)
+		left := other(50, 2)
+		left.State, left.Reason = sfu.StateDisconnected, sfu.ReasonClientInitiated
+		p.participantsChanged([]sfu.ParticipantInfo{left})
+		p.participantsChanged([]sfu.ParticipantInfo{back})
+		p.flushUpdates(time.Now().Add(p.s.times.updateBatch))
+		records, _, _ := told(k)
+		if len(records) != 2 || records[0].GetSid() != "PA_50" || records[1].GetSid() != "PA_new" {
+			t.Errorf("%s: told %v", name, records)
+		}
+	}
+}
+
+// TestMissedDeparturesComeFirst is the same for a client that was away.
+func TestMissedDeparturesComeFirst(t *testing.T) {
+	ts := newTestServer(t)
+	p := ts.idle(talker("alice"))
+	left := other(1, 5)
+	left.State = sfu.StateDisconnected
+	p.participantsChanged([]sfu.ParticipantInfo{left}) // no socket
+	k := withSocket(p)
+	back := other(1, 1)
+	back.SID = "PA_new"
+	p.sendAllParticipants(sfu.Snapshot{Self: p.snapshot.Self, Others: []sfu.ParticipantInfo{back}})
+	records, _, _ := told(k)
+	if len(records) != 3 || records[0].GetSid() != "PA_1" || records[2].GetSid() != "PA_new" {
+		t.Errorf("told %v", records)
+	}
+}
+
 func TestUpdatesAreCutInPieces(t *testing.T) {
 	ts := newTestServer(t)
 	p := ts.idle(talker("alice"))
