@@ -55,6 +55,9 @@ func (s *Server) parseJoining(r *http.Request, v1 bool) (*joining, *refusal) {
 	if bad != nil {
 		return nil, bad
 	}
+	if c == nil || c.Video == nil { // before anything is said of the other parameters
+		return nil, refuse(http.StatusUnauthorized, "no permissions to access the room")
+	}
 	j := &joining{}
 	var own ownState
 	if wrapped := r.Form.Get("join_request"); wrapped != "" {
@@ -111,10 +114,7 @@ func (s *Server) authenticate(r *http.Request) (*claims, *refusal) {
 // authorise takes the grant out of the claims and checks that it is one for
 // joining a room.
 func (j *joining) authorise(c *claims) *refusal {
-	if c == nil {
-		return refuse(http.StatusUnauthorized, "no permissions to access the room")
-	}
-	if c.Video == nil || !c.Video.RoomJoin {
+	if !c.Video.RoomJoin {
 		return refuse(http.StatusUnauthorized, "permissions denied")
 	}
 	j.grant = c.grant()
@@ -273,9 +273,9 @@ func (j *joining) readQuery(q url.Values) (ownState, *refusal) {
 	}
 	j.reconnect = yes(q.Get("reconnect"))
 	j.sid = call.ParticipantSID(q.Get("sid"))
-	j.autoSubscribe = !q.Has("auto_subscribe") || yes(q.Get("auto_subscribe"))
+	j.autoSubscribe = q.Get("auto_subscribe") == "" || yes(q.Get("auto_subscribe"))
 	j.adaptiveStream = yes(q.Get("adaptive_stream"))
-	if q.Has("subscriber_allow_pause") {
+	if q.Get("subscriber_allow_pause") != "" {
 		j.allowPause = new(yes(q.Get("subscriber_allow_pause")))
 	}
 	var own ownState

@@ -67,6 +67,8 @@ func TestValidate(t *testing.T) {
 		{"many of them", "////rtc/validate?" + token, 200, "success"},
 		{"below a prefix", "/livekit/sfu/rtc/v1/validate?" + token + zipped, 200, "success"},
 		{"no token", "/rtc/validate", 401, "no permissions to access the room"},
+		{"no token comes before a bad request", "/rtc/v1/validate", 401, "no permissions to access the room"},
+		{"no video grant", "/rtc/v1/validate?access_token=" + forge(plainHeader, plainClaims(object{"video": nil}), testSecret), 401, "no permissions to access the room"},
 		{"no token on v1", "/rtc/v1/validate?x=1" + zipped, 401, "no permissions to access the room"},
 		{"a bad token", "/rtc/validate?access_token=a.b.c", 401, "invalid authorization token"},
 		{"a bad token comes before a bad request", "/rtc/v1/validate?access_token=a.b.c", 401, "invalid authorization token"},
