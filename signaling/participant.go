@@ -503,7 +503,11 @@ func (p *participant) refreshToken() {
 	ctx, cancel := context.WithTimeout(p.s.ctx, 5*time.Second)
 	defer cancel()
 	g := p.grant
-	g.NotBefore = time.Time{}
+	if g.NotBefore.Before(time.Now()) {
+		// Else the participant has come back in the second in which it was
+		// removed, and a token of this second would be a dead one.
+		g.NotBefore = time.Time{}
+	}
 	if err := p.s.gate.check(ctx, p.grant); err != nil {
 		if errors.Is(err, call.ErrForbidden) {
 			p.log.Info("participant may not stay")

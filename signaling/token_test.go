@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/livekit/protocol/auth"
+	"github.com/livekit/protocol/livekit"
 
 	"github.com/trunkhall/trunkhall/call"
 )
@@ -241,6 +242,23 @@ func TestMintNotBefore(t *testing.T) {
 	}
 	if _, err := ts.s.mint(call.Grant{Room: "a"}, 0); err == nil {
 		t.Error("minted a token for nobody")
+	}
+}
+
+// TestRefreshNotBefore is somebody who was removed and let in again within one
+// second: the floor of its tokens is the next one, and a refreshed token must
+// not be older.
+func TestRefreshNotBefore(t *testing.T) {
+	ts := newTestServer(t)
+	floor := time.Now().Add(50 * time.Second).Truncate(time.Second)
+	c := ts.dial(ts.v1(ts.tokenFor(call.Grant{Room: "r", Identity: "alice", NotBefore: floor}), &livekit.JoinRequest{}))
+	token := c.await("refresh_token").GetRefreshToken()
+	got, err := ts.s.verify(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nbf := got.grant().NotBefore; nbf.Before(floor) {
+		t.Errorf("nbf %v of the refreshed token is before the floor %v", nbf, floor)
 	}
 }
 
