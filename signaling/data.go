@@ -55,7 +55,7 @@ func (p *participant) receiveData(e sfu.EventData) {
 		}
 		p.data.lastReceived = packet.GetSequence()
 	}
-	if !p.mayForward(packet) {
+	if p.rpc.consume(packet) || !p.mayForward(packet) {
 		return
 	}
 	p.claimAuthorship(packet)

@@ -31,6 +31,7 @@ type participant struct {
 	member   atomic.Pointer[sfu.Member] // nil until joined
 	inbox    *inbox                     // sfu.Event and the types below
 	requests chan signalRequest
+	rpc      rpcCalls
 	done     chan struct{} // closed when the loop has ended
 
 	// ---- owned by the loop ----

@@ -26,6 +26,7 @@ func (s *Server) roomService() map[string]twirpMethod {
 		"livekit.RoomService/UpdateSubscriptions": method(s.updateSubscriptions),
 		"livekit.RoomService/SendData":            method(s.sendDataMessage),
 		"livekit.RoomService/UpdateRoomMetadata":  method(s.updateRoomMetadata),
+		"livekit.RoomService/PerformRpc":          method(s.performRPC),
 	}
 }
 

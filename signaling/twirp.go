@@ -30,6 +30,7 @@ const (
 	twirpFailedPrecondition twirpCode = "failed_precondition"
 	twirpUnavailable        twirpCode = "unavailable"
 	twirpInternal           twirpCode = "internal"
+	twirpCanceled           twirpCode = "canceled"
 	twirpUnimplemented      twirpCode = "unimplemented"
 	twirpBadRoute           twirpCode = "bad_route"
 	twirpMalformed          twirpCode = "malformed"
@@ -44,6 +45,7 @@ var twirpStatus = map[twirpCode]int{
 	twirpFailedPrecondition: http.StatusPreconditionFailed,
 	twirpUnavailable:        http.StatusServiceUnavailable,
 	twirpInternal:           http.StatusInternalServerError,
+	twirpCanceled:           http.StatusRequestTimeout,
 	twirpUnimplemented:      http.StatusNotImplemented,
 	twirpBadRoute:           http.StatusNotFound,
 	twirpMalformed:          http.StatusBadRequest,
