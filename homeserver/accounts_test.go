@@ -511,3 +511,19 @@ func TestOpenSessionsAreBounded(t *testing.T) {
 	}
 	w.refuse("POST", c("/register"), "", map[string]any{"x": strings.Repeat("x", uiaMaxBody)}, 413, "M_TOO_LARGE")
 }
+
+func TestLoginFoldsCase(t *testing.T) {
+	w := newWorld(t)
+	alice := w.register("alice")
+	for _, name := range []string{"alice", "Alice", "@alice:test.example", "@Alice:test.example"} {
+		rep := w.must("POST", c("/login"), "", map[string]any{
+			"type": "m.login.password", "identifier": map[string]any{"type": "m.id.user", "user": name}, "password": testPassword,
+		})
+		if rep.str("user_id") != string(alice.id) {
+			t.Errorf("%s logs in as %s", name, rep.str("user_id"))
+		}
+	}
+	w.refuse("POST", c("/login"), "", map[string]any{
+		"type": "m.login.password", "identifier": map[string]any{"type": "m.id.user", "user": "@alice:Other.example"}, "password": testPassword,
+	}, 403, matrix.CodeForbidden)
+}

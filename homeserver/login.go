@@ -45,12 +45,18 @@ type userIdentifier struct {
 	User string `json:"user"`
 }
 
-// fullUserID returns the user ID for what a person typed: a full ID or a localpart.
+// fullUserID returns the user ID for what a person typed: a full ID or a
+// localpart. Localparts of this server are folded to lower case, as those of new
+// accounts are.
 func (s *Server) fullUserID(name string) matrix.UserID {
-	if strings.HasPrefix(name, "@") {
-		return matrix.UserID(name)
+	if !strings.HasPrefix(name, "@") {
+		return s.userID(strings.ToLower(name))
 	}
-	return s.userID(strings.ToLower(name))
+	u := matrix.UserID(name)
+	if u.Server() == s.cfg.ServerName {
+		return s.userID(strings.ToLower(u.Localpart()))
+	}
+	return u
 }
 
 // postLogin is POST /login.
