@@ -43,7 +43,11 @@ func (s *Server) postFilter(r *request) (any, error) {
 	if err != nil {
 		return nil, badJSON("filter: %v", err)
 	}
-	if err := decodeJSON(filter, new(syncFilter)); err != nil {
+	var f syncFilter
+	if err := decodeJSON(filter, &f); err != nil {
+		return nil, err
+	}
+	if err := f.check(); err != nil {
 		return nil, err
 	}
 	id, err := s.deps.Store.PutFilter(r.Context(), r.user, filter)

@@ -15,6 +15,7 @@ import (
 // "Filtering"). The zero value wants everything.
 type syncFilter struct {
 	AccountData eventFilter `json:"account_data"`
+	Presence    eventFilter `json:"presence"`
 	Room        struct {
 		Rooms        []matrix.RoomID `json:"rooms"`
 		NotRooms     []matrix.RoomID `json:"not_rooms"`
@@ -41,6 +42,36 @@ type eventFilter struct {
 	RelatedByRelTypes       []string        `json:"related_by_rel_types"`
 	RelTypes                []string        `json:"org.matrix.msc3874.rel_types"`
 	NotRelTypes             []string        `json:"org.matrix.msc3874.not_rel_types"`
+}
+
+// check refuses what can never match: IDs that are none.
+func (f *eventFilter) check() error {
+	for _, l := range [][]matrix.UserID{f.Senders, f.NotSenders} {
+		for _, u := range l {
+			if !strings.HasPrefix(string(u), "@") || u.Server() == "" {
+				return badJSON("filter: %.80q is not a user ID", u)
+			}
+		}
+	}
+	return errors.Join(checkRoomIDs(f.Rooms), checkRoomIDs(f.NotRooms))
+}
+
+func checkRoomIDs(rooms []matrix.RoomID) error {
+	for _, r := range rooms {
+		if len(r) < 2 || r[0] != '!' {
+			return badJSON("filter: %.80q is not a room ID", r)
+		}
+	}
+	return nil
+}
+
+// check refuses a filter that its client cannot have meant.
+func (f *syncFilter) check() error {
+	errs := []error{checkRoomIDs(f.Room.Rooms), checkRoomIDs(f.Room.NotRooms)}
+	for _, e := range []*eventFilter{&f.AccountData, &f.Presence, &f.Room.AccountData, &f.Room.Ephemeral, &f.Room.State, &f.Room.Timeline} {
+		errs = append(errs, e.check())
+	}
+	return errors.Join(errs...)
 }
 
 // everything reports whether the filter lets all events of a room through.

@@ -81,7 +81,7 @@ func checkDeviceKeys(raw json.RawMessage, user matrix.UserID, device matrix.Devi
 	case k.UserID != user || k.DeviceID != device:
 		return nil, invalidParam("device_keys: user_id and device_id must be those of the access token")
 	case k.Algorithms == nil || k.Keys == nil || k.Signatures == nil:
-		return nil, missingParam("device_keys: algorithms, keys and signatures are needed")
+		return nil, badJSON("device_keys: algorithms, keys and signatures are needed")
 	}
 	return keys, nil
 }

@@ -45,13 +45,23 @@ func (s *Server) postJoinAny(r *request) (any, error) {
 
 func (s *Server) postJoin(r *request) (any, error) { return s.join(r, r.room()) }
 
+// notForMembers are the keys of a join request that do not become part of the
+// member event, or are not for its client to say. Others are the client's own, and
+// other servers let them through.
+var notForMembers = []string{
+	"membership", "displayname", "avatar_url", "reason", "third_party_signed", "third_party_invite",
+	"join_authorised_via_users_server", "is_direct", "user_id", "via", "server_name",
+}
+
 // join makes the caller a joined member.
 func (s *Server) join(r *request, room matrix.RoomID) (any, error) {
-	var body struct {
-		Reason     string          `json:"reason"`
-		ThirdParty json.RawMessage `json:"third_party_signed"`
+	raw, err := r.objectOrEmpty()
+	if err != nil {
+		return nil, err
 	}
-	if err := r.decodeOptional(&body); err != nil {
+	var body reasonBody
+	var more map[string]any
+	if err := errors.Join(decodeJSON(raw, &body), decodeJSON(raw, &more)); err != nil {
 		return nil, err
 	}
 	ctx := r.Context()
@@ -73,6 +83,11 @@ func (s *Server) join(r *request, room matrix.RoomID) (any, error) {
 	content, err := s.memberContent(ctx, r.user, matrix.MembershipJoin, body.Reason)
 	if err != nil {
 		return nil, err
+	}
+	for k, v := range more {
+		if _, taken := content[k]; !taken && !slices.Contains(notForMembers, k) {
+			content[k] = v
+		}
 	}
 	if now.Membership != matrix.MembershipInvite {
 		if err := s.authoriseRestricted(ctx, room, r.user, content); err != nil {

@@ -1,6 +1,7 @@
 package homeserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -11,8 +12,12 @@ import (
 	"github.com/trunkhall/trunkhall/matrix"
 )
 
-// transaction returns the transaction of a request with a txnId in its path.
+// transaction returns the transaction of a request with a txnId in its path, nil
+// without one.
 func (r *request) transaction(scope string) *matrix.Transaction {
+	if r.PathValue("txnId") == "" {
+		return nil
+	}
 	return &matrix.Transaction{User: r.user, Device: r.device, Scope: scope, ID: r.PathValue("txnId")}
 }
 
@@ -61,8 +66,10 @@ func (s *Server) refuseDuplicateAnnotation(r *request, o outgoing) error {
 	if rel != "m.annotation" || parent == "" {
 		return nil
 	}
-	if _, err := s.deps.Store.Transaction(r.Context(), *o.txn); err == nil {
-		return nil // a repeated request, not a second reaction
+	if o.txn != nil {
+		if _, err := s.deps.Store.Transaction(r.Context(), *o.txn); err == nil {
+			return nil // a repeated request, not a second reaction
+		}
 	}
 	twice, err := s.deps.Store.HasAnnotation(r.Context(), parent, o.sender, o.typ, key)
 	if err != nil {
@@ -112,6 +119,8 @@ func (s *Server) checkStateContent(r *request, o outgoing) error {
 	switch o.typ {
 	case "m.room.canonical_alias":
 		return s.checkCanonicalAlias(ctx, o.room, o.content)
+	case "m.room.power_levels":
+		return s.checkNoCreators(ctx, o)
 	case "m.room.member":
 		e := matrix.Event{Content: o.content}
 		switch e.Membership() {
@@ -128,6 +137,29 @@ func (s *Server) checkStateContent(r *request, o outgoing) error {
 					return s.guestMayJoin(ctx, o.room)
 				}
 			}
+		}
+	}
+	return nil
+}
+
+// checkNoCreators refuses power levels that name a creator of a room whose
+// creators stand above them (MSC4289). The room's rules refuse that too, but it is
+// the request that is wrong and not a right that is missing. Who is not in the
+// room is left to the rules.
+func (s *Server) checkNoCreators(ctx context.Context, o outgoing) error {
+	var c struct {
+		Users map[matrix.UserID]json.RawMessage `json:"users"`
+	}
+	if json.Unmarshal(o.content, &c) != nil || len(c.Users) == 0 || s.requireJoined(ctx, o.room, o.sender) != nil {
+		return nil
+	}
+	create, err := s.stateEvent(ctx, o.room, "m.room.create", "")
+	if err != nil || create == nil || !create.Version.PrivilegedCreators() {
+		return err
+	}
+	for _, u := range create.Creators() {
+		if _, named := c.Users[u]; named {
+			return invalidParam("users: %s made the room and stands above its power levels", u)
 		}
 	}
 	return nil
@@ -275,15 +307,23 @@ func (s *Server) getJoinedMembers(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The keys are there also when there is nothing in them: clients read them
+	// without asking.
 	type profile struct {
-		DisplayName string `json:"display_name,omitempty"`
-		AvatarURL   string `json:"avatar_url,omitempty"`
+		DisplayName *string `json:"display_name"`
+		AvatarURL   *string `json:"avatar_url"`
+	}
+	text := func(s string) *string {
+		if s == "" {
+			return nil
+		}
+		return &s
 	}
 	joined := make(map[string]profile)
 	for i := range state {
 		e := &state[i]
 		if e.Type == "m.room.member" && e.Membership() == matrix.MembershipJoin {
-			joined[*e.StateKey] = profile{e.ContentString("displayname"), e.ContentString("avatar_url")}
+			joined[*e.StateKey] = profile{text(e.ContentString("displayname")), text(e.ContentString("avatar_url"))}
 		}
 	}
 	return map[string]any{"joined": joined}, nil

@@ -313,3 +313,81 @@ func TestHistoryVisibilityEverywhere(t *testing.T) {
 		}
 	}
 }
+
+// Creators of a version 12 room are not named in its power levels: that is a wrong
+// request, while lacking the right to change them is a forbidden one.
+func TestPowerLevelsWithCreators(t *testing.T) {
+	h := newHouse(t)
+	alice, bob, eve := h.user("alice"), h.user("bob"), h.user("eve")
+	for version, status := range map[string]int{"11": 200, "12": 400} {
+		room := alice.room(obj{"preset": "public_chat", "room_version": version})
+		bob.join(room)
+		path := "/v3/rooms/" + esc(room) + "/state/m.room.power_levels"
+		named := obj{"users": obj{string(alice.id): 100}}
+		eve.wantError(403, matrix.CodeForbidden, "PUT", path, named)
+		alice.want(status, "PUT", path, named)
+		bob.wantError(403, matrix.CodeForbidden, "PUT", path, obj{"users": obj{string(bob.id): 100}})
+		if version == "12" {
+			alice.want(200, "PUT", path, obj{})
+			alice.want(200, "PUT", path, obj{"users": obj{}})
+			alice.wantError(400, matrix.CodeInvalidParam, "PUT", path, named)
+		}
+	}
+}
+
+// What a client adds to its join is in the member event, but not what others rely on.
+func TestJoinWithContent(t *testing.T) {
+	h := newHouse(t)
+	alice, bob := h.user("alice"), h.user("bob")
+	room := alice.room(obj{"preset": "public_chat"})
+	bob.want(200, "POST", "/v3/join/"+esc(room), obj{
+		"foo": "bar", "reason": "why not", "membership": "ban", "displayname": "Alice", "join_authorised_via_users_server": string(alice.id),
+		"third_party_signed": obj{"mxid": "x"}, "user_id": string(alice.id),
+	})
+	got := alice.want(200, "GET", "/v3/rooms/"+esc(room)+"/state/m.room.member/"+esc(string(bob.id)), nil)
+	if want := `{"foo":"bar","membership":"join","reason":"why not"}`; strings.TrimSpace(string(got.raw)) != want {
+		t.Errorf("member event %s, want %s", got.raw, want)
+	}
+	members := alice.want(200, "GET", "/v3/rooms/"+esc(room)+"/joined_members", nil)
+	for _, key := range []string{"display_name", "avatar_url"} {
+		entry, _ := members.at("joined", string(bob.id)).(obj)
+		if _, ok := entry[key]; !ok {
+			t.Errorf("joined_members has no %s: %s", key, members.raw)
+		}
+	}
+}
+
+// Before there were transactions, messages were posted.
+func TestSendWithoutTransaction(t *testing.T) {
+	h := newHouse(t)
+	alice := h.user("alice")
+	room := alice.room(obj{})
+	post := func(typ string, content obj) string {
+		return alice.want(200, "POST", "/v3/rooms/"+esc(room)+"/send/"+typ, content).str("event_id")
+	}
+	first := post("m.room.message", obj{"body": "a"})
+	if post("m.room.message", obj{"body": "a"}) == first {
+		t.Error("a second message is not one of its own")
+	}
+	reaction := obj{"m.relates_to": obj{"rel_type": "m.annotation", "event_id": first, "key": "x"}}
+	post("m.reaction", reaction)
+	alice.wantError(400, matrix.CodeDuplicate, "POST", "/v3/rooms/"+esc(room)+"/send/m.reaction", reaction)
+}
+
+func TestFiltersThatCannotBeMeant(t *testing.T) {
+	h := newHouse(t)
+	alice := h.user("alice")
+	path := "/v3/user/" + esc(string(alice.id)) + "/filter"
+	timeline := func(key string, value any) obj { return obj{"room": obj{"timeline": obj{key: value}}} }
+	for _, f := range []obj{
+		{"presence": "none"}, {"room": obj{"rooms": []string{"nowhere"}}}, {"room": obj{"state": "none"}},
+		timeline("rooms", []string{"nowhere"}), timeline("not_rooms", "x"), timeline("senders", []string{"nobody"}),
+		timeline("not_senders", []string{"@nobody"}), timeline("types", []int{1}),
+	} {
+		alice.wantError(400, matrix.CodeBadJSON, "POST", path, f)
+	}
+	alice.want(200, "POST", path, obj{
+		"presence": obj{"not_types": []string{"*"}}, "account_data": obj{"types": []string{"m.*"}},
+		"room": obj{"rooms": []string{"!x:hs.test", "!x"}, "timeline": obj{"senders": []string{"@a:other.test"}, "not_rooms": []string{}}},
+	})
+}

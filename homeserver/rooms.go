@@ -117,6 +117,7 @@ func (s *Server) roomRoutes() []route {
 		{get, append(room("/state/{eventType}"), append(room("/state/{eventType}/{$}"), room("/state/{eventType}/{stateKey}")...)...), accessGuest, limitNone, s.getStateEvent},
 		{put, append(room("/state/{eventType}"), append(room("/state/{eventType}/{$}"), room("/state/{eventType}/{stateKey}")...)...), accessGuest, limitMessage, s.putState},
 		{put, room("/send/{eventType}/{txnId}"), accessGuest, limitMessage, s.putSend},
+		{post, room("/send/{eventType}"), accessGuest, limitMessage, s.putSend}, // from before transactions; bots with curl still do it
 		{put, room("/redact/{eventId}/{txnId}"), accessGuest, limitMessage, s.putRedact},
 		{get, room("/messages"), accessGuest, limitNone, s.getMessages},
 		{get, room("/event/{eventId}"), accessGuest, limitNone, s.getEvent},

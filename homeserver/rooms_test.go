@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/trunkhall/trunkhall/matrix"
 )
@@ -280,4 +282,25 @@ func TestPowerDecides(t *testing.T) {
 		eve.want(403, "GET", "/v3/rooms/"+esc(room)+"/state", nil)
 		eve.want(403, "GET", "/v3/rooms/"+esc(room)+"/messages?dir=b", nil)
 	}
+}
+
+// Who has cancelled a watch may close what the watcher uses.
+func TestNoWatcherRunsAfterCancel(t *testing.T) {
+	h := newHouse(t)
+	entered, cancelled := make(chan struct{}), make(chan struct{})
+	cancel := h.WatchMemberships(func(matrix.MembershipChange) {
+		close(entered)
+		select {
+		case <-cancelled:
+			t.Error("a watcher still runs when it has been cancelled")
+		case <-time.After(20 * time.Millisecond):
+		}
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { h.membershipChanged(matrix.MembershipChange{}) })
+	<-entered
+	cancel()
+	close(cancelled)
+	wg.Wait()
+	h.membershipChanged(matrix.MembershipChange{}) // would close entered again
 }

@@ -109,7 +109,7 @@ type Server struct {
 	limiter limiter
 	notify  *notifier
 
-	watchMu  sync.Mutex // guards watchers
+	watchMu  sync.RWMutex // guards watchers; read-locked while they are called
 	watchers map[int]func(matrix.MembershipChange)
 	watchSeq int
 
@@ -154,7 +154,8 @@ func (s *Server) ServerName() matrix.ServerName { return s.cfg.ServerName }
 
 // WatchMemberships calls f after each stored membership change, before the
 // request that caused it is answered. f must be quick and must not call back
-// into the server. The returned function ends it.
+// into the server. The returned function ends it: no call of f begins or is
+// still going on when it returns.
 func (s *Server) WatchMemberships(f func(matrix.MembershipChange)) (cancel func()) {
 	s.watchMu.Lock()
 	defer s.watchMu.Unlock()
@@ -170,13 +171,9 @@ func (s *Server) WatchMemberships(f func(matrix.MembershipChange)) (cancel func(
 
 // membershipChanged tells the watchers.
 func (s *Server) membershipChanged(c matrix.MembershipChange) {
-	s.watchMu.Lock()
-	fs := make([]func(matrix.MembershipChange), 0, len(s.watchers))
+	s.watchMu.RLock()
+	defer s.watchMu.RUnlock()
 	for _, f := range s.watchers {
-		fs = append(fs, f)
-	}
-	s.watchMu.Unlock()
-	for _, f := range fs {
 		f(c)
 	}
 }
