@@ -130,7 +130,7 @@ func TestDeviceKeys(t *testing.T) {
 	}
 
 	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"device_keys": keys}, 400, "M_INVALID_PARAM")
-	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"device_keys": map[string]any{"user_id": bob.id, "device_id": bob.device}}, 400, "M_MISSING_PARAM")
+	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"device_keys": map[string]any{"user_id": bob.id, "device_id": bob.device}}, 400, "M_BAD_JSON")
 	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"device_keys": []any{}}, 400, "M_BAD_JSON")
 	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"one_time_keys": map[string]any{"nonsense": "x"}}, 400, "M_INVALID_PARAM")
 	w.refuse("POST", c("/keys/upload"), bob.token, map[string]any{"one_time_keys": map[string]any{"a:b": 7}}, 400, "M_BAD_JSON")
