@@ -245,6 +245,9 @@ func (c *clientSocket) screen(p []byte, from net.Addr) (pass bool, answer []byte
 		return true, nil
 	}
 	client := clientKey(from, c.LocalAddr())
+	if !c.mayAsk(client, from) {
+		return false, nil
+	}
 	return c.s.screen(p, client, c.challenged.has(from) || c.s.hasRelay(client))
 }
 

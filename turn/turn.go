@@ -58,6 +58,7 @@ type Server struct {
 	peers peerPolicy
 	times streamTimes
 	stats counters
+	asks  *askLimits
 
 	packets   []*clientSocket
 	listeners []*clientListener
@@ -95,7 +96,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, deps: deps, log: deps.Log, ips: ips, times: defaultStreamTimes(),
 		users: map[string]*user{}, relays: map[netip.AddrPort]*relayConn{}, locals: map[netip.AddrPort]*relayConn{},
-		clients: map[string]string{},
+		clients: map[string]string{}, asks: newAskLimits(),
 	}
 	s.peers.public = cfg.PublicPeers
 	s.peers.refresh(deps.MediaAddrs(), ips)
@@ -267,7 +268,7 @@ type counters struct {
 	allocations, authFailures, quotaRefused, capacityRefused, transportRefused atomic.Uint64
 	permissionsDenied, packetsDenied, revoked                                  atomic.Uint64
 	packetsToPeers, packetsToClients, bytesToPeers, bytesToClients             atomic.Uint64
-	connections, connectionsRefused, connectionsTimedOut, malformed            atomic.Uint64
+	connections, connectionsRefused, connectionsTimedOut, malformed, limited   atomic.Uint64
 }
 
 // Stats are figures for operators. All but the first two only grow.
@@ -291,6 +292,7 @@ type Stats struct {
 	ConnectionsRefused  uint64 // too many of them
 	ConnectionsTimedOut uint64 // idle, or too slow to finish a message
 	Malformed           uint64 // connections that did not speak TURN
+	Limited             uint64 // packets of clients without a relay that came too fast
 }
 
 // Stats returns the figures of the moment.
@@ -311,7 +313,7 @@ func (s *Server) Stats() Stats {
 		PacketsToPeers: c.packetsToPeers.Load(), PacketsToClients: c.packetsToClients.Load(),
 		BytesToPeers: c.bytesToPeers.Load(), BytesToClients: c.bytesToClients.Load(),
 		ConnectionsAccepted: c.connections.Load(), ConnectionsRefused: c.connectionsRefused.Load(),
-		ConnectionsTimedOut: c.connectionsTimedOut.Load(), Malformed: c.malformed.Load(),
+		ConnectionsTimedOut: c.connectionsTimedOut.Load(), Malformed: c.malformed.Load(), Limited: c.limited.Load(),
 	}
 }
 

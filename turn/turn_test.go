@@ -1017,6 +1017,96 @@ func TestNoAmplification(t *testing.T) {
 	}
 }
 
+// TestUnprovenSourcesAreLimited sends what somebody would send who forges the
+// source address of another: that one must not be flooded with our answers.
+func TestUnprovenSourcesAreLimited(t *testing.T) {
+	tt := start(t, nil)
+	flood := &rawClient{t: t, conn: tt.dial("udp")}
+	m := flood.build(stun.NewType(stun.MethodAllocate, stun.ClassRequest), udpRelay)
+	began := time.Now()
+	answers := make(chan int)
+	go func() {
+		b, n := make([]byte, 2000), 0
+		for {
+			if _, err := flood.conn.Read(b); err != nil {
+				answers <- n
+				return
+			}
+			n++
+		}
+	}()
+	for deadline := began.Add(patience); tt.Stats().Limited < 1000 && time.Now().Before(deadline); {
+		if _, err := flood.conn.Write(m.Raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A client from elsewhere is served meanwhile, and keeps its relay.
+	elsewhere := netip.MustParseAddr("127.0.0.3")
+	for tt.asks.bucket(elsewhere) == tt.asks.bucket(netip.MustParseAddr("127.0.0.1")) {
+		elsewhere = elsewhere.Next()
+	}
+	c := tt.raw("udp", "alice")
+	c.conn = dialFrom(t, elsewhere.String(), tt.addr)
+	c.allocate()
+	if tt.Stats().Limited < 1000 {
+		t.Errorf("%d requests were dropped", tt.Stats().Limited)
+	}
+	_ = flood.conn.Close()
+	n := <-answers
+	if allowed := sourceBurst + int(time.Since(began).Seconds()*sourceRate) + 1; n > allowed {
+		t.Errorf("%d answers to one source, want at most %d", n, allowed)
+	}
+}
+
+func dialFrom(t *testing.T, local, to string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(local)}}
+	conn, err := d.Dial("udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func TestAskLimits(t *testing.T) {
+	l := newAskLimits()
+	now := time.Now()
+	count := func(n int, source func(int) netip.Addr) (allowed int) {
+		for i := range n {
+			if l.allow(source(i), now) {
+				allowed++
+			}
+		}
+		return allowed
+	}
+	one := func(int) netip.Addr { return netip.MustParseAddr("192.0.2.1") }
+	mapped := func(int) netip.Addr { return netip.MustParseAddr("::ffff:192.0.2.1") }
+	if n := count(2*sourceBurst, one); n != sourceBurst {
+		t.Errorf("%d requests of one source at once, want %d", n, sourceBurst)
+	}
+	if n := count(10, mapped); n != 0 {
+		t.Errorf("the same source in IPv6 spelling got %d more", n)
+	}
+	now = now.Add(time.Second)
+	if n := count(2*sourceBurst, one); n != sourceRate {
+		t.Errorf("%d requests a second later, want %d", n, sourceRate)
+	}
+	neighbours := func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 2: 0xd, 3: 0xb8, 14: byte(i >> 8), 15: byte(i)})
+	}
+	if n := count(2*sourceBurst, neighbours); n > sourceBurst {
+		t.Errorf("%d requests of one IPv6 network, want at most %d", n, sourceBurst)
+	}
+	now = now.Add(time.Minute)
+	many := func(i int) netip.Addr {
+		return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+	}
+	if n := count(3*totalBurst, many); n != totalBurst {
+		t.Errorf("%d requests of everybody at once, want %d", n, totalBurst)
+	}
+}
+
 func FuzzScreen(f *testing.F) {
 	for _, p := range hostile() {
 		f.Add(p, true)
