@@ -54,7 +54,8 @@ type AccountStore interface {
 	// SetProfileField sets a field, or removes it if value is nil.
 	SetProfileField(ctx context.Context, user matrix.UserID, key string, value json.RawMessage) error
 
-	// PutFilter stores a filter and returns its ID, the same one for the same filter.
+	// PutFilter stores a filter and returns its ID, the same one for the same
+	// filter. The oldest filters of a user who has very many are forgotten.
 	PutFilter(ctx context.Context, user matrix.UserID, filter json.RawMessage) (id string, err error)
 	Filter(ctx context.Context, user matrix.UserID, id string) (json.RawMessage, error)
 
@@ -70,7 +71,8 @@ type AccountStore interface {
 	RoomAccountData(ctx context.Context, user matrix.UserID, since, upTo int64) (map[matrix.RoomID][]matrix.AccountData, error)
 
 	// SendToDevice queues events. If (sender, device, txn) was seen before it
-	// does nothing and sent is false. Unknown devices get nothing.
+	// does nothing and sent is false. Unknown devices get nothing. The oldest
+	// events of a device for which very many wait are dropped.
 	SendToDevice(ctx context.Context, sender matrix.UserID, device matrix.DeviceID, txn string, events []matrix.ToDevice) (sent bool, err error)
 	// ToDevice returns the device's oldest events up to a position and the
 	// position of the last of them (upTo if that is all).

@@ -407,6 +407,10 @@ func (db *DB) SetProfileField(ctx context.Context, user matrix.UserID, key strin
 		ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value`, user, key, string(value))
 }
 
+// maxFilters is how many filters of one user are kept, the newest ones. Clients
+// make a new one when theirs is gone.
+const maxFilters = 200
+
 // PutFilter stores a filter and returns its ID.
 func (db *DB) PutFilter(ctx context.Context, user matrix.UserID, filter json.RawMessage) (string, error) {
 	var id int64
@@ -419,8 +423,9 @@ func (db *DB) PutFilter(ctx context.Context, user matrix.UserID, filter json.Raw
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec("INSERT INTO filters (user_id, filter_id, json) VALUES (?, ?, ?)", user, id, string(filter))
-		return err
+		_, err1 := tx.Exec("INSERT INTO filters (user_id, filter_id, json) VALUES (?, ?, ?)", user, id, string(filter))
+		_, err2 := tx.Exec("DELETE FROM filters WHERE user_id = ? AND filter_id <= ?", user, id-maxFilters)
+		return errors.Join(err1, err2)
 	})
 	if err != nil {
 		return "", fmt.Errorf("store filter: %w", err)

@@ -37,6 +37,35 @@ func (db *DB) DeviceListChanges(ctx context.Context, since, upTo int64) ([]matri
 	return all, nil
 }
 
+// How many events wait for one device. Beyond it the oldest go: the device has not
+// been used for long, and the newest keys are what it needs. What is too much is
+// looked for every toDevicePrune positions only, as counting is not for free.
+const (
+	maxToDeviceQueue = 10_000
+	toDevicePrune    = 64
+)
+
+// pruneToDevice drops the oldest events of a device beyond the newest max.
+func pruneToDevice(tx *sql.Tx, user matrix.UserID, device matrix.DeviceID, max int) error {
+	const query = `SELECT device_id FROM devices WHERE user_id = ? AND (? = '*' OR device_id = ?)`
+	rows, err := tx.Query(query, user, device, device)
+	devices, err := collect(rows, err, func(scan func(...any) error) (d matrix.DeviceID, err error) {
+		err = scan(&d)
+		return d, err
+	})
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		_, err := tx.Exec(`DELETE FROM to_device WHERE user_id = ? AND device_id = ? AND pos <=
+			(SELECT pos FROM to_device WHERE user_id = ? AND device_id = ? ORDER BY pos DESC LIMIT 1 OFFSET ?)`, user, d, user, d, max)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // SendToDevice queues events, once for each transaction ID.
 func (db *DB) SendToDevice(ctx context.Context, sender matrix.UserID, device matrix.DeviceID, txn string, events []matrix.ToDevice) (bool, error) {
 	sent := false
@@ -65,6 +94,11 @@ func (db *DB) SendToDevice(ctx context.Context, sender matrix.UserID, device mat
 				}
 				if _, err := db.exec(tx, insert, pos, string(e.Event), e.User, e.Device, e.Device); err != nil {
 					return err
+				}
+				if pos%toDevicePrune == 0 {
+					if err := pruneToDevice(tx, e.User, e.Device, maxToDeviceQueue); err != nil {
+						return err
+					}
 				}
 			}
 		}

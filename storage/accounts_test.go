@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -265,5 +266,59 @@ func TestUpdateAccountDataKeepsWhatARefusalLeaves(t *testing.T) {
 	}
 	if got, err := db.AccountDataEvent(t.Context(), alice, "!r", "m.tag"); err != nil || string(got) != "[[[]]]" {
 		t.Errorf("after three changes: %s, %v", got, err)
+	}
+}
+
+// What waits for a device that nobody uses any more is bounded.
+func TestToDeviceQueueIsBounded(t *testing.T) {
+	db := open(t)
+	people(t, db)
+	fill := func(n int) {
+		t.Helper()
+		err := db.write(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+				INSERT INTO to_device (user_id, device_id, pos, event) SELECT ?, 'A', -i, '{}' FROM n`, n, alice)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill(maxToDeviceQueue + 500)
+	for i := range 2 * toDevicePrune { // positions grow by one with each
+		event := []matrix.ToDevice{{User: alice, Device: "*", Event: json.RawMessage(fmt.Sprintf(`{"n":%d}`, i))}}
+		if _, err := db.SendToDevice(t.Context(), bob, "C", fmt.Sprint(i), event); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := rows(t, db, "to_device", "A"); n > maxToDeviceQueue+toDevicePrune || n < maxToDeviceQueue {
+		t.Errorf("%d events wait", n)
+	}
+	var newest string
+	err := db.read.QueryRow("SELECT event FROM to_device WHERE user_id = ? AND device_id = 'A' ORDER BY pos DESC LIMIT 1", alice).Scan(&newest)
+	if want := fmt.Sprintf(`{"n":%d}`, 2*toDevicePrune-1); err != nil || newest != want {
+		t.Errorf("the newest event is %s (%v), want %s", newest, err, want)
+	}
+}
+
+func TestFiltersAreBounded(t *testing.T) {
+	db := open(t)
+	people(t, db)
+	var first, last string
+	for i := range maxFilters + 5 {
+		id, err := db.PutFilter(t.Context(), alice, json.RawMessage(fmt.Sprintf(`{"n":%d}`, i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = id
+		}
+		last = id
+	}
+	if _, err := db.Filter(t.Context(), alice, first); !errors.Is(err, call.ErrNotFound) {
+		t.Errorf("the oldest filter: %v", err)
+	}
+	if got, err := db.Filter(t.Context(), alice, last); err != nil || string(got) != fmt.Sprintf(`{"n":%d}`, maxFilters+4) {
+		t.Errorf("the newest filter: %s, %v", got, err)
 	}
 }
