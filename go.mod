@@ -19,6 +19,7 @@ require (
 	github.com/pion/turn/v5 v5.1.3
 	github.com/pion/webrtc/v4 v4.2.26
 	github.com/pressly/goose/v3 v3.29.0
+	github.com/thesyncim/gopus v0.1.1
 	go.mau.fi/util v0.9.11
 	go.uber.org/goleak v1.3.0
 	golang.org/x/crypto v0.58.0
