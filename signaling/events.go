@@ -2,6 +2,8 @@ package signaling
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/livekit/protocol/livekit"
@@ -67,22 +69,28 @@ func (p *participant) event(e sfu.Event) {
 			Mute: &livekit.MuteTrackRequest{Sid: string(e.SID), Muted: e.Muted},
 		}})
 	case sfu.EventSpeakers:
-		p.send(speakersResponse(e.Speakers))
+		if p.sock != nil {
+			p.send(speakersResponse(e.Speakers))
+			break
+		}
+		for _, speaker := range e.Speakers {
+			p.missed.note(missedKey{"speaker", string(speaker.SID)}, speakersResponse([]sfu.Speaker{speaker}))
+		}
 	case sfu.EventConnectionQuality:
-		p.send(p.connectionQuality(e))
+		p.sendState(missedKey{"quality", string(e.SID)}, p.connectionQuality(e))
 	case sfu.EventStreamState:
 		state := livekit.StreamState_ACTIVE
 		if e.Paused {
 			state = livekit.StreamState_PAUSED
 		}
-		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_StreamStateUpdate{StreamStateUpdate: &livekit.StreamStateUpdate{
+		p.sendState(missedKey{"stream", string(e.Track)}, &livekit.SignalResponse{Message: &livekit.SignalResponse_StreamStateUpdate{StreamStateUpdate: &livekit.StreamStateUpdate{
 			StreamStates: []*livekit.StreamStateInfo{{ParticipantSid: string(e.Publisher), TrackSid: string(e.Track), State: state}},
 		}}})
 	case sfu.EventSubscribedQuality:
 		p.qualities[e.Track] = e
 		p.send(qualityResponse(e))
 	case sfu.EventSubscriptionPermission:
-		p.send(&livekit.SignalResponse{Message: &livekit.SignalResponse_SubscriptionPermissionUpdate{
+		p.sendState(missedKey{"permission", string(e.Track)}, &livekit.SignalResponse{Message: &livekit.SignalResponse_SubscriptionPermissionUpdate{
 			SubscriptionPermissionUpdate: &livekit.SubscriptionPermissionUpdate{
 				ParticipantSid: string(e.Publisher), TrackSid: string(e.Track), Allowed: e.Allowed,
 			},
@@ -96,6 +104,41 @@ func (p *participant) event(e sfu.Event) {
 	case sfu.EventLeave:
 		p.release(e)
 	}
+}
+
+// missedStates are the latest states of what the client knows by changes alone
+// and could not be told while it was away: who speaks, whose connection is bad.
+type missedStates struct {
+	latest map[missedKey]*livekit.SignalResponse
+}
+
+type missedKey struct{ kind, of string }
+
+const maxMissed = 4096 // states remembered for a client that is away
+
+func (m *missedStates) note(k missedKey, state *livekit.SignalResponse) {
+	if m.latest == nil {
+		m.latest = make(map[missedKey]*livekit.SignalResponse)
+	}
+	if _, known := m.latest[k]; known || len(m.latest) < maxMissed {
+		m.latest[k] = state
+	}
+}
+
+// take returns all, in no order: each is about something else.
+func (m *missedStates) take() []*livekit.SignalResponse {
+	all := slices.Collect(maps.Values(m.latest))
+	m.latest = nil
+	return all
+}
+
+// sendState sends a state, now or when the client is back.
+func (p *participant) sendState(k missedKey, state *livekit.SignalResponse) {
+	if p.sock == nil {
+		p.missed.note(k, state)
+		return
+	}
+	p.send(state)
 }
 
 func description(kind string, id uint32, sdp string, tracks map[string]call.TrackSID) *livekit.SessionDescription {

@@ -55,6 +55,7 @@ type participant struct {
 	queued   []*livekit.AddTrackRequest // waiting for their cid to become free
 
 	qualities map[call.TrackSID]sfu.EventSubscribedQuality // latest, told again after a resume
+	missed    missedStates
 	codecs    []*livekit.Codec
 	fallback  livekit.CandidateProtocol // the path for media it was made to use
 	drop      dropOnResume
@@ -323,7 +324,9 @@ func (p *participant) leave(why sfu.Reason, action sfu.Action) {
 	if p.sock == nil {
 		return
 	}
-	p.sock.send(leaveResponse(why, action, p.protocol))
+	if action != sfu.ActionResume || p.protocol > 12 {
+		p.sock.send(leaveResponse(why, action, p.protocol))
+	} // older clients resume when the socket closes; any leave makes them join anew
 	p.sock.finish(closeNormal, "")
 	p.sock = nil
 	p.lostAt = time.Now()
@@ -476,6 +479,9 @@ func (p *participant) takeUp(r resumption) {
 	p.refreshToken()
 	for _, e := range p.qualities {
 		p.send(qualityResponse(e))
+	}
+	for _, m := range p.missed.take() {
+		p.send(m)
 	}
 	if r.joining.syncState != nil {
 		p.syncState(r.joining.syncState)

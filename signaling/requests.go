@@ -250,11 +250,20 @@ func (p *participant) reconnect(why sfu.Reason) {
 	p.member.Load().Leave(why)
 }
 
+// announceSpeaker tells everybody in the room of one speaker.
+func (p *participant) announceSpeaker(speaker sfu.Speaker) {
+	for _, to := range p.s.allSeated(p.roomName) {
+		to.Event(sfu.EventSpeakers{Speakers: []sfu.Speaker{speaker}})
+	}
+}
+
 // simulate does what the SDKs' own tests ask for.
 func (p *participant) simulate(s *livekit.SimulateScenario) {
 	switch s := s.GetScenario().(type) {
 	case *livekit.SimulateScenario_SpeakerUpdate:
-		p.send(speakersResponse([]sfu.Speaker{{SID: p.snapshot.Self.SID, Level: 0.9, Active: true}}))
+		p.announceSpeaker(sfu.Speaker{SID: p.snapshot.Self.SID, Level: 0.9, Active: true})
+		seconds := min(max(s.SpeakerUpdate, 0), 60)
+		time.AfterFunc(time.Duration(seconds)*time.Second, func() { p.announceSpeaker(sfu.Speaker{SID: p.snapshot.Self.SID}) })
 	case *livekit.SimulateScenario_NodeFailure:
 		// As if this node had died: no leave, no member to resume.
 		p.drop = dropNever

@@ -612,6 +612,72 @@ func TestOldClientsLeaveWithoutAction(t *testing.T) {
 	}
 }
 
+// TestOldClientsResumeOnTheirOwn: before protocol 13 any leave makes a client
+// join anew; one that shall resume sees nothing but its socket close.
+func TestOldClientsResumeOnTheirOwn(t *testing.T) {
+	ts := newTestServer(t)
+	for protocol, want := range map[int32]int{12: 0, 13: 1} {
+		p := ts.idle(talker(call.Identity(fmt.Sprint("client", protocol))))
+		p.protocol = protocol
+		k := withSocket(p)
+		p.release(sfu.EventLeave{Reason: sfu.ReasonConnectionTimeout, Action: sfu.ActionResume})
+		if len(k.queue) != want || !k.ended {
+			t.Errorf("protocol %d: %d messages, closed: %t", protocol, len(k.queue), k.ended)
+		}
+	}
+}
+
+// TestStatesMissedWhileAway lets states change that clients know by changes
+// alone while the client has no socket.
+func TestStatesMissedWhileAway(t *testing.T) {
+	ts := newTestServer(t)
+	p := ts.idle(talker("alice"))
+	p.event(sfu.EventSpeakers{Speakers: []sfu.Speaker{{SID: "PA_1", Level: 1, Active: true}, {SID: "PA_2", Level: 1, Active: true}}})
+	p.event(sfu.EventSpeakers{Speakers: []sfu.Speaker{{SID: "PA_1"}}})
+	p.event(sfu.EventStreamState{Publisher: "PA_1", Track: "TR_1", Paused: true})
+	p.event(sfu.EventStreamState{Publisher: "PA_1", Track: "TR_1"})
+	p.event(sfu.EventConnectionQuality{SID: "PA_1", Quality: sfu.ConnectionGood})
+	p.event(sfu.EventSubscriptionPermission{Publisher: "PA_1", Track: "TR_1", Allowed: true})
+	active := map[string]bool{}
+	got := map[string]int{}
+	for _, m := range p.missed.take() {
+		got[kindOf(m)]++
+		for _, s := range m.GetSpeakersChanged().GetSpeakers() {
+			active[s.GetSid()] = s.GetActive()
+		}
+		if s := m.GetStreamStateUpdate(); s != nil && s.GetStreamStates()[0].GetState() != livekit.StreamState_ACTIVE {
+			t.Errorf("told %s", s)
+		}
+	}
+	if fmt.Sprint(active) != "map[PA_1:false PA_2:true]" {
+		t.Errorf("told that these speak: %v", active)
+	}
+	if fmt.Sprint(got) != "map[connection_quality:1 speakers_changed:2 stream_state_update:1 subscription_permission_update:1]" {
+		t.Errorf("told %v", got)
+	}
+	if len(p.missed.take()) != 0 {
+		t.Error("they are told twice")
+	}
+}
+
+// TestSimulatedSpeaker speaks for no time at all: everybody hears the end, too.
+func TestSimulatedSpeaker(t *testing.T) {
+	ts := newTestServer(t)
+	alice, join := ts.join("alice", "r")
+	bob, _ := ts.join("bob", "r")
+	alice.send(&livekit.SignalRequest{Message: &livekit.SignalRequest_Simulate{Simulate: &livekit.SimulateScenario{
+		Scenario: &livekit.SimulateScenario_SpeakerUpdate{},
+	}}})
+	for _, c := range []*testClient{alice, bob} {
+		for _, active := range []bool{true, false} {
+			s := c.await("speakers_changed").GetSpeakersChanged().GetSpeakers()[0]
+			if s.GetSid() != join.GetParticipant().GetSid() || s.GetActive() != active {
+				t.Errorf("told %s, want active: %t", s, active)
+			}
+		}
+	}
+}
+
 func TestEvict(t *testing.T) {
 	ts := newTestServer(t)
 	alice, _ := ts.join("alice", "r")
