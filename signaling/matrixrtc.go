@@ -207,18 +207,27 @@ func (m *matrixRTC) membershipChanged(c matrix.MembershipChange) {
 }
 
 // revoke makes every token of a participant dead that exists by now, removes
-// the participant, and ends its TURN relays. nbf counts in seconds: tokens of this second die
-// too, and one that is minted later in it becomes valid with the next.
+// the participant, and ends its TURN relays.
 func (m *matrixRTC) revoke(ctx context.Context, room call.RoomName, id call.Identity) {
-	now := time.Now()
-	floor := now.Truncate(time.Second).Add(time.Second)
-	if err := m.store.RaiseFloor(ctx, room, id, floor, now.Add(floorKept)); err != nil {
+	if err := m.revokeBefore(ctx, room, id, nextSecond(time.Now())); err != nil {
 		m.log.Error("revoke tokens", "room", room, "participant", id, "err", err)
 	}
+}
+
+// nextSecond is the floor that kills the tokens of now: nbf counts in seconds,
+// so tokens of this second die too, and one that is minted later in it becomes
+// valid with the next.
+func nextSecond(now time.Time) time.Time { return now.Truncate(time.Second).Add(time.Second) }
+
+// revokeBefore is revoke for the tokens that became valid before floor. The
+// participant is removed even if the floor could not be kept.
+func (m *matrixRTC) revokeBefore(ctx context.Context, room call.RoomName, id call.Identity, floor time.Time) error {
+	err := m.store.RaiseFloor(ctx, room, id, floor, time.Now().Add(floorKept))
 	m.evict(room, id, sfu.ReasonParticipantRemoved)
 	if !m.elsewhere(room, id) {
 		m.noICE(string(id))
 	}
+	return err
 }
 
 // elsewhere reports whether a participant is in another room too: the identity

@@ -167,6 +167,44 @@ func TestKickOfAConnectedParticipant(t *testing.T) {
 	}
 }
 
+// TestRemoveParticipantSticks removes a participant by the server API: its token
+// and the one that it was refreshed with are dead, new ones work.
+func TestRemoveParticipantSticks(t *testing.T) {
+	ws := newWholeServer(t, aliceRooms(), filepath.Join(t.TempDir(), "t.db"))
+	token := ws.post("/sfu/get", aliceLegacy)
+	c := ws.dial(ws.v1(token, &livekit.JoinRequest{}))
+	name := c.next().GetJoin().GetRoom().GetName()
+	refreshed := c.await("refresh_token").GetRefreshToken()
+	api := ws.api(object{"roomAdmin": true, "room": name})
+	who := &livekit.RoomParticipantIdentity{Room: name, Identity: "@alice:example.org:PHONE"}
+	if _, err := api.RemoveParticipant(context.Background(), who); err != nil {
+		t.Fatal(err)
+	}
+	c.await("leave")
+	if a, b := ws.validate(token), ws.validate(refreshed); a != 401 || b != 401 {
+		t.Errorf("validate of the tokens of a removed participant: %d %d, want 401", a, b)
+	}
+	fresh := ws.post("/sfu/get", aliceLegacy)
+	if got := ws.validate(fresh); got != 200 {
+		t.Errorf("validate of a new token: %d", got)
+	}
+	// Now of somebody who is not connected.
+	if _, err := api.RemoveParticipant(context.Background(), who); err == nil || !strings.Contains(err.Error(), "not_found") {
+		t.Errorf("removing who is not here: %v", err)
+	}
+	who.RevokeTokenTs = time.Now().Unix() + 30
+	if _, err := api.RemoveParticipant(context.Background(), who); err != nil {
+		t.Error(err)
+	}
+	if got := ws.validate(fresh); got != 401 {
+		t.Errorf("validate of a revoked token: %d, want 401", got)
+	}
+	who.RevokeTokenTs = 1 << 40
+	if _, err := api.RemoveParticipant(context.Background(), who); err == nil || !strings.Contains(err.Error(), "invalid_argument") {
+		t.Errorf("revoking for ever: %v", err)
+	}
+}
+
 func TestDelegatedLeaveOfAVanishedClient(t *testing.T) {
 	rooms := aliceRooms()
 	database := filepath.Join(t.TempDir(), "t.db")

@@ -119,11 +119,33 @@ func (s *Server) getParticipant(_ context.Context, c *claims, r *livekit.RoomPar
 	return participantInfo(m.Info()), nil
 }
 
-func (s *Server) removeParticipant(_ context.Context, c *claims, r *livekit.RoomParticipantIdentity) (*livekit.RemoveParticipantResponse, error) {
-	if _, err := s.memberNamed(c, r.GetRoom(), r.GetIdentity()); err != nil {
+// removeParticipant ends a session. Beside a homeserver the participant's tokens
+// die with it: those that became valid before revoke_token_ts or, without one,
+// by now. Without a homeserver nothing keeps track of tokens.
+func (s *Server) removeParticipant(ctx context.Context, c *claims, r *livekit.RoomParticipantIdentity) (*livekit.RemoveParticipantResponse, error) {
+	room, id, ts := call.RoomName(r.GetRoom()), call.Identity(r.GetIdentity()), r.GetRevokeTokenTs()
+	if err := mayAdminister(c, r.GetRoom()); err != nil {
 		return nil, err
 	}
-	s.evict(call.RoomName(r.GetRoom()), call.Identity(r.GetIdentity()), sfu.ReasonParticipantRemoved)
+	if _, err := s.memberNamed(c, r.GetRoom(), r.GetIdentity()); err != nil && ts == 0 {
+		return nil, err // with a time, it is also about somebody who is not here just now
+	}
+	floor := nextSecond(time.Now())
+	if ts != 0 {
+		floor = time.Unix(ts, 0)
+	}
+	switch {
+	case s.rtc != nil && time.Until(floor) > floorKept:
+		return nil, &twirpError{twirpInvalidArgument, "revoke_token_ts is too far in the future"}
+	case s.rtc != nil:
+		if err := s.rtc.revokeBefore(ctx, room, id, floor); err != nil {
+			return nil, fmt.Errorf("revoke tokens: %w", err)
+		}
+	case ts != 0:
+		return nil, &twirpError{twirpUnimplemented, "this server keeps no track of tokens"}
+	default:
+		s.evict(room, id, sfu.ReasonParticipantRemoved)
+	}
 	return &livekit.RemoveParticipantResponse{}, nil
 }
 
