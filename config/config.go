@@ -65,6 +65,7 @@ func Default() Config {
 // file that holds the value. A list is one value a line.
 var secrets = []string{
 	"homeserver.registration_tokens",
+	"homeserver.registration_shared_secret",
 	"signaling.api_key",
 	"signaling.api_secret",
 	"turn.secret",

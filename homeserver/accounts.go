@@ -14,6 +14,7 @@ type accounts struct {
 	passwords passwordHasher
 	rulesets  rulesetCache
 	presence  presenceBook
+	nonces    nonceBook
 	media     mediaFolder
 
 	seenMu sync.Mutex // guards seen
@@ -58,7 +59,7 @@ func (s *Server) runAccounts(ctx context.Context) {
 func (s *Server) accountRoutes() []route {
 	var all []route
 	for _, rs := range [][]route{
-		s.discoveryRoutes(), s.registerRoutes(), s.loginRoutes(), s.deviceRoutes(), s.profileRoutes(), s.accountDataRoutes(),
+		s.discoveryRoutes(), s.registerRoutes(), s.sharedSecretRoutes(), s.loginRoutes(), s.deviceRoutes(), s.profileRoutes(), s.accountDataRoutes(),
 		s.pushRuleRoutes(), s.pusherRoutes(), s.keyRoutes(), s.keyBackupRoutes(), s.toDeviceRoutes(), s.mediaRoutes(), s.callRoutes(), s.miscRoutes(),
 	} {
 		all = append(all, rs...)

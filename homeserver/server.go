@@ -32,6 +32,9 @@ type Config struct {
 	Registration RegistrationMode `yaml:"registration"`
 	// RegistrationTokens are accepted in the mode "token".
 	RegistrationTokens []string `yaml:"registration_tokens"`
+	// RegistrationSharedSecret lets whoever knows it make accounts, also
+	// administrators, whatever Registration says. Empty: nobody.
+	RegistrationSharedSecret string `yaml:"registration_shared_secret"`
 	// Guests lets anybody have a guest account, which may join only rooms that
 	// admit guests.
 	Guests bool `yaml:"guests"`
@@ -69,6 +72,9 @@ func (c Config) Validate() error {
 		}
 	default:
 		errs = append(errs, fmt.Errorf("homeserver.registration: %q is none of closed, token, open", c.Registration))
+	}
+	if n := len(c.RegistrationSharedSecret); n > 0 && n < 8 {
+		errs = append(errs, errors.New("homeserver.registration_shared_secret: too short, at least 8 characters are needed"))
 	}
 	switch c.DefaultRoomVersion {
 	case "10", "11", "12":

@@ -313,7 +313,7 @@ const (
 func dispatch(path string) target {
 	clean := "/" + strings.TrimLeft(path, "/")
 	switch {
-	case under(clean, "/_matrix"), under(clean, "/.well-known/matrix"):
+	case under(clean, "/_matrix"), under(clean, "/.well-known/matrix"), under(clean, "/_synapse"):
 		return toMatrix
 	case clean == "/healthz":
 		return toHealth

@@ -40,6 +40,7 @@ func TestDispatch(t *testing.T) {
 		{"/_matrix/client/versions", toMatrix},
 		{"/_matrix", toMatrix},
 		{"/_matrixes", toClient},
+		{"/_synapse/admin/v1/register", toMatrix},
 		{"/_matrix/client/unstable/io.element.msc4195/rtc/livekit/delegate_delayed_leave", toMatrix},
 		{"/.well-known/matrix/client", toMatrix},
 		{"/.well-known/other", toClient},
