@@ -44,6 +44,22 @@ func TestVanishedClientIsToldToResumeThenRemoved(t *testing.T) {
 	})
 }
 
+// TestMediaStaysFailedAfterResume is a client that is back, but not its media:
+// it is told to join anew, which it does by itself, and not to go.
+func TestMediaStaysFailedAfterResume(t *testing.T) {
+	s := startServer(t, nil)
+	s.times.disconnected, s.times.failed, s.times.rescue = 2*time.Second, time.Second, 2*time.Second
+	room := s.OpenRoom("room", RoomOptions{})
+	alice := join(t, room, "alice", ModeSingle)
+	alice.active()
+	_ = alice.pub.GracefulClose()
+	waitFor(alice, "to be told to resume", func(e EventLeave) bool { return e.Action == ActionResume })
+	if _, _, err := room.Resume("alice", alice.member.SID(), alice); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(alice, "to be told what next", func(e EventLeave) bool { return e.Action == ActionReconnect })
+}
+
 func TestSignalLostBeforeMediaEndsTheSession(t *testing.T) {
 	s := startServer(t, nil)
 	s.times.join = time.Second

@@ -319,6 +319,12 @@ func (r *Room) SetMetadata(metadata string) {
 	})
 }
 
+// Configure changes what o sets: empty metadata, zero times and a bound of 0
+// stay as they are, OnClosed too. Nobody is removed.
+func (r *Room) Configure(o RoomOptions) error {
+	return r.do(func() { r.configure(o) })
+}
+
 // SifTrailer returns the random bytes that end every frame which the server
 // itself makes up, so that end-to-end-encrypting clients can tell them.
 func (r *Room) SifTrailer() []byte { return slices.Clone(r.sif) }

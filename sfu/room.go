@@ -166,7 +166,7 @@ func (r *Room) closed() bool {
 func (r *Room) refresh() {
 	info := RoomInfo{
 		SID: r.sid, Name: r.name, Metadata: r.metadata, CreatedAt: r.created,
-		EmptyTimeout: r.opts.EmptyTimeout, LeaveTimeout: r.opts.LeaveTimeout,
+		EmptyTimeout: r.opts.EmptyTimeout, LeaveTimeout: r.opts.LeaveTimeout, MaxParticipants: r.opts.MaxParticipants,
 	}
 	for _, m := range r.members {
 		if m.grant.Hidden {
@@ -178,6 +178,27 @@ func (r *Room) refresh() {
 		}
 	}
 	r.info.Store(&info)
+}
+
+// configure is documented at Room.Configure.
+func (r *Room) configure(o RoomOptions) {
+	was := r.metadata
+	if o.Metadata != "" {
+		r.metadata = o.Metadata
+	}
+	if o.EmptyTimeout > 0 {
+		r.opts.EmptyTimeout = o.EmptyTimeout
+	}
+	if o.LeaveTimeout > 0 {
+		r.opts.LeaveTimeout = o.LeaveTimeout
+	}
+	if o.MaxParticipants > 0 {
+		r.opts.MaxParticipants = o.MaxParticipants
+	}
+	r.refresh()
+	if r.metadata != was {
+		r.broadcastRoom()
+	}
 }
 
 func (r *Room) broadcastRoom() {
@@ -408,7 +429,9 @@ func (r *Room) checkMembers(now time.Time) {
 		case !m.wasActive && now.Sub(m.joinedAt) >= r.srv.times.join:
 			r.remove(m, ReasonJoinFailure, ActionDisconnect)
 		case !m.failedAt.IsZero() && now.Sub(m.failedAt) >= r.srv.times.rescue:
-			r.remove(m, ReasonConnectionTimeout, ActionDisconnect)
+			// If the client has resumed and only its media does not come back,
+			// it must not take this for being thrown out.
+			r.remove(m, ReasonConnectionTimeout, ActionReconnect)
 		default:
 			r.checkWishes(m, now)
 		}

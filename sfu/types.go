@@ -200,6 +200,8 @@ type RoomInfo struct {
 	Publishers   int
 	EmptyTimeout time.Duration
 	LeaveTimeout time.Duration // "departure timeout"
+
+	MaxParticipants int // 0: no bound
 }
 
 // TrackSettings are what a subscriber wants of a track (adaptive stream).

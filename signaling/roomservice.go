@@ -66,8 +66,14 @@ func (s *Server) createRoom(_ context.Context, c *claims, r *livekit.CreateRoomR
 		MaxParticipants:  r.GetMaxParticipants(),
 		Metadata:         r.GetMetadata(),
 	}))
-	if metadata := r.GetMetadata(); metadata != "" && room.Info().Metadata != metadata {
-		room.SetMetadata(metadata)
+	// A room that was there already gets the new settings.
+	if err := room.Configure(sfu.RoomOptions{
+		EmptyTimeout:    time.Duration(r.GetEmptyTimeout()) * time.Second,
+		LeaveTimeout:    time.Duration(r.GetDepartureTimeout()) * time.Second,
+		MaxParticipants: int(r.GetMaxParticipants()),
+		Metadata:        r.GetMetadata(),
+	}); err != nil {
+		return nil, fmt.Errorf("create room: %w", err)
 	}
 	return roomInfo(room.Info(), nil), nil
 }

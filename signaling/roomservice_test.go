@@ -43,6 +43,11 @@ func TestRoomService(t *testing.T) {
 	if !strings.HasPrefix(room.GetSid(), "RM_") || again.GetSid() != room.GetSid() || room.GetEmptyTimeout() != 60 || room.GetMetadata() != "first" {
 		t.Errorf("created %s, then %s", room, again)
 	}
+	updated, err := owner.CreateRoom(ctx, &livekit.CreateRoomRequest{Name: "r", EmptyTimeout: 90, MaxParticipants: 7})
+	if err != nil || updated.GetSid() != room.GetSid() || updated.GetEmptyTimeout() != 90 || updated.GetDepartureTimeout() != 30 ||
+		updated.GetMaxParticipants() != 7 || updated.GetMetadata() != "first" {
+		t.Errorf("new settings for the room made it %s, %v", updated, err)
+	}
 	rooms, err := owner.ListRooms(ctx, &livekit.ListRoomsRequest{Names: []string{"r", "other"}})
 	if err != nil || len(rooms.GetRooms()) != 1 {
 		t.Errorf("rooms %s %v", rooms, err)

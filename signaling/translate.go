@@ -85,6 +85,7 @@ func roomInfo(r sfu.RoomInfo, codecs []*livekit.Codec) *livekit.Room {
 		Metadata:         r.Metadata,
 		NumParticipants:  uint32(r.Participants),
 		NumPublishers:    uint32(r.Publishers),
+		MaxParticipants:  uint32(r.MaxParticipants),
 	}
 }
 
