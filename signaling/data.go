@@ -18,6 +18,8 @@ const (
 	cacheBytes      = 100 << 10       // reliable messages kept for those who resume
 	cacheAge        = 2 * time.Second // and for how long
 
+	maxSentData = 64_000 // bytes from the server API; no client takes much more in one message
+
 	nonceAge  = 10 * time.Second // how long the nonces of the server API are remembered
 	maxNonces = 1024             // of one room
 )

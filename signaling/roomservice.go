@@ -231,6 +231,12 @@ func (s *Server) sendDataMessage(_ context.Context, c *claims, r *livekit.SendDa
 	if _, err := s.roomNamed(r.GetRoom()); err != nil {
 		return nil, err
 	}
+	switch {
+	case r.GetKind() != livekit.DataPacket_RELIABLE && r.GetKind() != livekit.DataPacket_LOSSY:
+		return nil, &twirpError{twirpInvalidArgument, "unknown kind of data"}
+	case len(r.GetData()) > maxSentData:
+		return nil, &twirpError{twirpInvalidArgument, "data size exceeds limits"}
+	}
 	h := s.hall(call.RoomName(r.GetRoom()))
 	if h == nil || !h.nonces.first(r.GetNonce(), time.Now()) {
 		return &livekit.SendDataResponse{}, nil

@@ -93,6 +93,16 @@ func TestRoomService(t *testing.T) {
 		}
 	}
 
+	for _, bad := range []*livekit.SendDataRequest{
+		{Room: "r", Kind: 2}, // data tracks are not for that
+		{Room: "r", Kind: -1},
+		{Room: "r", Data: make([]byte, maxSentData+1)}, // it would never arrive
+	} {
+		if _, err := owner.SendData(ctx, bad); err == nil || !strings.Contains(err.Error(), "invalid_argument") {
+			t.Errorf("sending %d bytes of kind %d: %v", len(bad.GetData()), bad.GetKind(), err)
+		}
+	}
+
 	if _, err := owner.RemoveParticipant(ctx, who); err != nil {
 		t.Error(err)
 	}
