@@ -80,7 +80,7 @@ func (p *participant) mayForward(packet *livekit.DataPacket) bool {
 }
 
 // claimAuthorship overwrites who sent the packet, so that nobody speaks for
-// others. Hidden participants stay unnamed; agents may transcribe others.
+// others. Hidden participants stay unnamed; agents may speak and write for others.
 //
 //nolint:staticcheck // old clients read the deprecated fields
 func (p *participant) claimAuthorship(packet *livekit.DataPacket) {
@@ -89,9 +89,19 @@ func (p *participant) claimAuthorship(packet *livekit.DataPacket) {
 		identity, sid = "", ""
 	}
 	packet.ParticipantSid = sid
-	speaksForOther := p.grant.Kind == call.KindAgent && packet.GetParticipantIdentity() != ""
-	switch packet.GetValue().(type) {
-	case *livekit.DataPacket_Transcription, *livekit.DataPacket_StreamHeader, *livekit.DataPacket_StreamChunk, *livekit.DataPacket_StreamTrailer:
+	speaksForOther := p.grant.Kind == call.KindAgent && packet.GetParticipantIdentity() != "" && packet.GetParticipantIdentity() != identity
+	switch v := packet.GetValue().(type) {
+	case *livekit.DataPacket_Transcription, *livekit.DataPacket_StreamChunk, *livekit.DataPacket_StreamTrailer:
+	case *livekit.DataPacket_ChatMessage:
+		if speaksForOther && v.ChatMessage != nil {
+			v.ChatMessage.Generated = true // so that readers see that it was not typed
+		}
+	case *livekit.DataPacket_StreamHeader:
+		text := v.StreamHeader.GetTextHeader()
+		speaksForOther = speaksForOther && text != nil // files are one's own
+		if speaksForOther {
+			text.Generated = true
+		}
 	default:
 		speaksForOther = false
 	}

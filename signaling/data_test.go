@@ -100,6 +100,14 @@ func TestDataFilters(t *testing.T) {
 	toBob := userPacket("for bob")
 	toBob.DestinationIdentities = []string{"bob"}
 	transcription := &livekit.DataPacket{ParticipantIdentity: "carol", Value: &livekit.DataPacket_Transcription{Transcription: &livekit.Transcription{}}}
+	chat := func() *livekit.DataPacket {
+		return &livekit.DataPacket{ParticipantIdentity: "carol", Value: &livekit.DataPacket_ChatMessage{ChatMessage: &livekit.ChatMessage{Message: "hi"}}}
+	}
+	textStream := func() *livekit.DataPacket {
+		return &livekit.DataPacket{ParticipantIdentity: "carol", Value: &livekit.DataPacket_StreamHeader{StreamHeader: &livekit.DataStream_Header{
+			ContentHeader: &livekit.DataStream_Header_TextHeader{TextHeader: &livekit.DataStream_TextHeader{}},
+		}}}
+	}
 	everybodyBut := func(author string) []string {
 		var names []string
 		for name := range people {
@@ -126,6 +134,12 @@ func TestDataFilters(t *testing.T) {
 		{"speaker levels are the server's to say", "alice", &livekit.DataPacket{Value: &livekit.DataPacket_Speaker{Speaker: &livekit.ActiveSpeakerUpdate{}}}, nil, ""}, //nolint:staticcheck // an attack
 		{"a transcription of somebody else", "alice", proto.CloneOf(transcription), nil, ""},
 		{"an agent's transcription of somebody else", "agent", proto.CloneOf(transcription), everybodyBut("agent"), "carol"},
+		{"an agent's message for somebody else", "agent", chat(), everybodyBut("agent"), "carol"},
+		{"a message for somebody else", "alice", chat(), everybodyBut("alice"), "alice"},
+		{"an agent's text for somebody else", "agent", textStream(), everybodyBut("agent"), "carol"},
+		{"an agent's file for somebody else", "agent", &livekit.DataPacket{ParticipantIdentity: "carol", Value: &livekit.DataPacket_StreamHeader{StreamHeader: &livekit.DataStream_Header{
+			ContentHeader: &livekit.DataStream_Header_ByteHeader{ByteHeader: &livekit.DataStream_ByteHeader{}},
+		}}}, everybodyBut("agent"), "agent"},
 		{"nothing", "alice", &livekit.DataPacket{}, nil, ""},
 		{"an encrypted packet", "alice", &livekit.DataPacket{Value: &livekit.DataPacket_EncryptedPacket{EncryptedPacket: &livekit.EncryptedPacket{}}}, everybodyBut("alice"), "alice"},
 	} {
@@ -136,6 +150,9 @@ func TestDataFilters(t *testing.T) {
 				got = append(got, name)
 				if m.GetParticipantIdentity() != c.as {
 					t.Errorf("%s: sent as %q, want %q", c.name, m.GetParticipantIdentity(), c.as)
+				}
+				if generated := m.GetChatMessage().GetGenerated() || m.GetStreamHeader().GetTextHeader().GetGenerated(); generated != (c.as == "carol" && m.GetTranscription() == nil) {
+					t.Errorf("%s: marked as generated: %t", c.name, generated)
 				}
 			}
 		}
