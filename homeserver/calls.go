@@ -15,7 +15,7 @@ const openIDLifetime = time.Hour
 // credentials and RTC transports.
 func (s *Server) callRoutes() []route {
 	return []route{
-		{http.MethodPost, v3("/user/{userId}/openid/request_token"), accessGuest, limitOpenID, s.postOpenIDToken},
+		{http.MethodPost, v3("/user/{userId}/openid/request_token"), accessGuest, limitNone, s.postOpenIDToken},
 		{http.MethodGet, []string{"/_matrix/federation/v1/openid/userinfo"}, accessPublic, limitNone, s.getOpenIDUserinfo},
 		{http.MethodGet, v3("/voip/turnServer"), accessGuest, limitNone, s.getTurnServer},
 		{http.MethodGet, []string{"/_matrix/client/v1/rtc/transports", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"}, accessGuest, limitNone, s.getTransports},

@@ -177,34 +177,3 @@ func TestOperatorsCommands(t *testing.T) {
 		t.Errorf("login of nobody: %v", err)
 	}
 }
-
-// What costs the server memory or disk has an end, far above what calls need.
-func TestLimitsOfWhatIsKept(t *testing.T) {
-	w := newWorld(t, func(c *Config, _ *Deps) { c.RateLimits = true })
-	alice, bob := w.register("alice"), w.register("bob")
-	for _, step := range []struct {
-		limit        limit
-		method, path string
-		body         any
-	}{
-		{limitOpenID, "POST", "/openid/request_token", map[string]any{}},
-		{limitToDevice, "PUT", "", map[string]any{"messages": map[string]any{}}},
-	} {
-		path := func(p person) string {
-			if step.path == "" {
-				return c("/sendToDevice/m.test/1")
-			}
-			return userPath(p, step.path)
-		}
-		for range 200 {
-			w.s.limiter.take(step.limit, string(alice.id), time.Now())
-		}
-		w.must(step.method, path(alice), alice.token, step.body)
-		later := time.Now().Add(time.Minute) // the bucket does not fill again while the test runs
-		for range 5000 {
-			w.s.limiter.take(step.limit, string(alice.id), later)
-		}
-		w.refuse(step.method, path(alice), alice.token, step.body, 429, matrix.CodeLimitExceeded)
-		w.must(step.method, path(bob), bob.token, step.body)
-	}
-}

@@ -17,8 +17,6 @@ const (
 	limitRegister                  // accounts made, per address (drawn by the handler)
 	limitJoin                      // joins: per user
 	limitDelayed                   // scheduling delayed events: generous, per user or address
-	limitOpenID                    // OpenID tokens, which are kept for an hour: per user
-	limitToDevice                  // requests of events for devices: beyond what calls need, per user
 )
 
 // limitSpecs are the token buckets: the count that may come at once and how
@@ -34,8 +32,6 @@ var limitSpecs = map[limit]struct {
 	limitRegister:     {100, 20 * time.Second},
 	limitJoin:         {30, 10 * time.Second},
 	limitDelayed:      {1000, time.Second / 100},
-	limitOpenID:       {300, 4 * time.Second},
-	limitToDevice:     {2000, time.Second / 50},
 }
 
 const maxBuckets = 100_000 // beyond it full buckets are dropped at once

@@ -123,6 +123,8 @@ type AccountStore interface {
 	PutMedia(ctx context.Context, m matrix.Media) error
 	Media(ctx context.Context, id string) (matrix.Media, error)
 
+	// PutOpenIDToken stores an OpenID token. The oldest ones of a user who has very
+	// many end early.
 	PutOpenIDToken(ctx context.Context, token matrix.TokenHash, user matrix.UserID, expires time.Time) error
 	// OpenIDUser returns whose OpenID token it is. ErrNotFound also when expired at now.
 	OpenIDUser(ctx context.Context, token matrix.TokenHash, now time.Time) (matrix.UserID, error)

@@ -249,10 +249,28 @@ func (db *DB) Media(ctx context.Context, id string) (matrix.Media, error) {
 	return m, nil
 }
 
+// How many OpenID tokens of one user are kept, the newest ones. What is too much
+// is looked for with one in openIDPrune tokens only: it takes a look at all.
+const (
+	maxOpenIDTokens = 1000
+	openIDPrune     = 64
+)
+
 // PutOpenIDToken stores an OpenID token.
 func (db *DB) PutOpenIDToken(ctx context.Context, token matrix.TokenHash, user matrix.UserID, expires time.Time) error {
-	return db.change(ctx, "store OpenID token", "INSERT INTO openid_tokens (hash, user_id, expires_ts) VALUES (?, ?, ?)",
-		token[:], user, millis(expires))
+	err := db.write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.Exec("INSERT INTO openid_tokens (hash, user_id, expires_ts) VALUES (?, ?, ?)", token[:], user, millis(expires))
+		if err != nil || token[0]%openIDPrune != 0 {
+			return err
+		}
+		_, err = tx.Exec(`DELETE FROM openid_tokens WHERE user_id = ? AND hash NOT IN
+			(SELECT hash FROM openid_tokens WHERE user_id = ? ORDER BY expires_ts DESC LIMIT ?)`, user, user, maxOpenIDTokens)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("store OpenID token: %w", err)
+	}
+	return nil
 }
 
 // OpenIDUser returns whose OpenID token it is, unless it has expired.

@@ -322,3 +322,33 @@ func TestFiltersAreBounded(t *testing.T) {
 		t.Errorf("the newest filter: %s, %v", got, err)
 	}
 }
+
+func TestOpenIDTokensAreBounded(t *testing.T) {
+	db := open(t)
+	people(t, db)
+	token := func(i int) (h matrix.TokenHash) {
+		h[0], h[1], h[2] = byte(i%openIDPrune), byte(i), byte(i>>8)
+		return h
+	}
+	start := time.Now()
+	const n = maxOpenIDTokens + 3*openIDPrune
+	if err := db.PutOpenIDToken(t.Context(), hashOf("bob's"), bob, start.Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n + 1 {
+		if err := db.PutOpenIDToken(t.Context(), token(i), alice, start.Add(time.Hour+time.Duration(i)*time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := rows(t, db, "openid_tokens", ""); got > maxOpenIDTokens+openIDPrune || got < maxOpenIDTokens {
+		t.Errorf("%d tokens are kept", got)
+	}
+	if _, err := db.OpenIDUser(t.Context(), token(0), start); !errors.Is(err, call.ErrNotFound) {
+		t.Errorf("the oldest token: %v", err)
+	}
+	for h, want := range map[matrix.TokenHash]matrix.UserID{token(n): alice, hashOf("bob's"): bob} {
+		if got, err := db.OpenIDUser(t.Context(), h, start); got != want || err != nil {
+			t.Errorf("%s, %v; want %s", got, err, want)
+		}
+	}
+}
