@@ -156,7 +156,10 @@ func (s *Server) sendDelayed(ctx context.Context, d *matrix.DelayedEvent, due ti
 		room: d.RoomID, sender: d.UserID, device: d.DeviceID, typ: d.Type, stateKey: d.StateKey, content: d.Content,
 		sticky: d.Sticky, delayID: d.ID, delayDue: due,
 	}
-	_, err := s.send(ctx, o)
+	err := s.checkDelayed(ctx, &o)
+	if err == nil {
+		_, err = s.send(ctx, o)
+	}
 	if err == nil || errors.Is(err, call.ErrNotFound) {
 		return err
 	}
@@ -164,6 +167,21 @@ func (s *Server) sendDelayed(ctx context.Context, d *matrix.DelayedEvent, due ti
 		if fin := s.deps.Store.FinishDelayed(ctx, d.ID, matrix.DelayedFailed, time.Now()); fin != nil {
 			return fin
 		}
+	}
+	return err
+}
+
+// checkDelayed is checkStateContent for a delayed event, at the time when it is sent.
+func (s *Server) checkDelayed(ctx context.Context, o *outgoing) error {
+	if o.stateKey == nil {
+		return nil
+	}
+	u, err := s.deps.Store.User(ctx, o.sender)
+	if err == nil {
+		err = s.checkStateContent(ctx, u.Guest, o)
+	}
+	if errors.Is(err, call.ErrNotFound) {
+		return forbidden("%v", err) // not found is for the delayed event itself
 	}
 	return err
 }

@@ -97,7 +97,7 @@ func (s *Server) putState(r *request) (any, error) {
 	} else if delayed {
 		return s.schedule(r, o, d, "", "")
 	}
-	if err := s.checkStateContent(r, o); err != nil {
+	if err := s.checkStateContent(r.Context(), r.guest, &o); err != nil {
 		return nil, err
 	}
 	id, err := s.send(r.Context(), o)
@@ -114,32 +114,86 @@ func (s *Server) putState(r *request) (any, error) {
 }
 
 // checkStateContent checks what the room's rules do not.
-func (s *Server) checkStateContent(r *request, o outgoing) error {
-	ctx := r.Context()
+func (s *Server) checkStateContent(ctx context.Context, guest bool, o *outgoing) error {
 	switch o.typ {
 	case "m.room.canonical_alias":
 		return s.checkCanonicalAlias(ctx, o.room, o.content)
 	case "m.room.power_levels":
-		return s.checkNoCreators(ctx, o)
+		return s.checkNoCreators(ctx, *o)
 	case "m.room.member":
-		e := matrix.Event{Content: o.content}
-		switch e.Membership() {
-		case matrix.MembershipInvite:
-			if err := s.requireJoined(ctx, o.room, o.sender); err != nil {
-				return err
-			}
-			if matrix.UserID(*o.stateKey) != o.sender {
-				return s.checkInvitee(ctx, matrix.UserID(*o.stateKey))
-			}
-		case matrix.MembershipJoin:
-			if r.guest {
-				if m, err := s.deps.Store.Membership(ctx, o.room, o.sender); err == nil && m.Membership != matrix.MembershipJoin {
-					return s.guestMayJoin(ctx, o.room)
-				}
-			}
-		}
+		return s.checkMember(ctx, guest, o)
 	}
 	return nil
+}
+
+// checkMember holds a member event that is sent as state to what the endpoints of
+// memberships ask for.
+func (s *Server) checkMember(ctx context.Context, guest bool, o *outgoing) error {
+	noGuests := &matrix.Error{Status: http.StatusForbidden, Code: matrix.CodeGuestForbidden, Message: "guests may not do this"}
+	e := matrix.Event{Content: o.content}
+	switch e.Membership() {
+	case matrix.MembershipInvite:
+		if guest {
+			return noGuests
+		}
+		if err := s.requireJoined(ctx, o.room, o.sender); err != nil {
+			return err
+		}
+		if matrix.UserID(*o.stateKey) != o.sender {
+			return s.checkInvitee(ctx, matrix.UserID(*o.stateKey))
+		}
+	case matrix.MembershipKnock:
+		if guest {
+			return noGuests
+		}
+	case matrix.MembershipJoin:
+		m, err := s.deps.Store.Membership(ctx, o.room, o.sender)
+		if errors.Is(err, call.ErrNotFound) {
+			return nil // the room's rules say so
+		}
+		if err != nil {
+			return err
+		}
+		if guest && m.Membership != matrix.MembershipJoin {
+			if err := s.guestMayJoin(ctx, o.room); err != nil {
+				return err
+			}
+		}
+		return s.vouch(ctx, m.Membership, o)
+	}
+	return nil
+}
+
+// vouch puts into a join the member who lets the user in, if the room asks for one
+// and has one. What the client says about that does not count: this server's
+// signature under it would.
+func (s *Server) vouch(ctx context.Context, now matrix.Membership, o *outgoing) error {
+	const key = "join_authorised_via_users_server"
+	content := make(map[string]json.RawMessage)
+	if err := decodeJSON(o.content, &content); err != nil {
+		return err
+	}
+	_, change := content[key]
+	delete(content, key)
+	if now != matrix.MembershipJoin && now != matrix.MembershipInvite {
+		by := make(map[string]any)
+		if err := s.authoriseRestricted(ctx, o.room, o.sender, by); err != nil {
+			return err
+		}
+		if voucher, ok := by[key]; ok {
+			raw, err := json.Marshal(voucher)
+			if err != nil {
+				return err
+			}
+			content[key], change = raw, true
+		}
+	}
+	if !change {
+		return nil
+	}
+	raw, err := json.Marshal(content)
+	o.content = raw
+	return err
 }
 
 // checkNoCreators refuses power levels that name a creator of a room whose

@@ -304,3 +304,74 @@ func TestNoWatcherRunsAfterCancel(t *testing.T) {
 	wg.Wait()
 	h.membershipChanged(matrix.MembershipChange{}) // would close entered again
 }
+
+// A member event that is sent as state, now or later, opens no door that the
+// endpoints of memberships keep shut.
+func TestStateIsNoBackDoorForMembers(t *testing.T) {
+	h := newHouse(t)
+	alice, bob, eve, guest := h.user("alice"), h.user("bob"), h.user("eve"), h.guest()
+	member := func(room string, u *resident) string {
+		return "/v3/rooms/" + esc(room) + "/state/m.room.member/" + esc(string(u.id))
+	}
+	is := func(room string, u *resident, want matrix.Membership) {
+		t.Helper()
+		if got, err := h.Membership(t.Context(), matrix.RoomID(room), u.id); got != want || err != nil {
+			t.Errorf("%s is %q (%v), want %q", u.id, got, err, want)
+		}
+	}
+	circle := alice.room(obj{"preset": "public_chat"})
+	bob.join(circle)
+	room := alice.room(obj{"preset": "private_chat", "initial_state": []obj{
+		{"type": "m.room.join_rules", "content": obj{"join_rule": "restricted", "allow": []obj{{"type": "m.room_membership", "room_id": circle}}}},
+	}})
+
+	// Nobody vouches for themselves.
+	forged := obj{"membership": "join", "join_authorised_via_users_server": string(alice.id)}
+	eve.wantError(403, matrix.CodeForbidden, "PUT", member(room, eve), forged)
+	eve.wantError(403, matrix.CodeForbidden, "PUT", member("!nowhere", eve), forged)
+	is(room, eve, matrix.MembershipNone)
+	bob.want(200, "PUT", member(room, bob), obj{"membership": "join"}) // is in the circle
+	is(room, bob, matrix.MembershipJoin)
+	bob.want(200, "PUT", member(room, bob), obj{"membership": "join", "join_authorised_via_users_server": string(eve.id), "n": 7})
+	if got := alice.want(200, "GET", member(room, bob), nil); strings.TrimSpace(string(got.raw)) != `{"membership":"join","n":7}` {
+		t.Errorf("%s", got.raw)
+	}
+
+	// Nor later, when they have left. (A kick cancels what is delayed.)
+	delayed := bob.want(200, "PUT", member(room, bob)+"?org.matrix.msc4140.delay=60000", forged).str("delay_id")
+	bob.want(200, "POST", "/v3/rooms/"+esc(circle)+"/leave", obj{})
+	bob.want(200, "POST", "/v3/rooms/"+esc(room)+"/leave", obj{})
+	bob.want(403, "POST", "/unstable/org.matrix.msc4140/delayed_events/"+delayed+"/send", obj{})
+	is(room, bob, matrix.MembershipLeave)
+	bob.want(404, "POST", "/unstable/org.matrix.msc4140/delayed_events/"+delayed+"/send", obj{}) // it is over
+
+	// Guests invite nobody, do not knock, and do not come back into a room that
+	// shut its door.
+	open := alice.room(obj{"preset": "private_chat", "invite": []string{string(guest.id)}})
+	guest.join(open)
+	guest.wantError(403, matrix.CodeGuestForbidden, "PUT", member(open, eve), obj{"membership": "invite"})
+	guest.wantError(403, matrix.CodeGuestForbidden, "PUT", member(room, guest), obj{"membership": "knock"})
+	back := guest.want(200, "PUT", member(open, guest)+"?org.matrix.msc4140.delay=60000", obj{"membership": "join"}).str("delay_id")
+	alice.want(200, "PUT", "/v3/rooms/"+esc(open)+"/state/m.room.join_rules", obj{"join_rule": "public"})
+	alice.want(200, "PUT", "/v3/rooms/"+esc(open)+"/state/m.room.guest_access", obj{"guest_access": "forbidden"})
+	is(open, guest, matrix.MembershipLeave)
+	guest.want(403, "POST", "/unstable/org.matrix.msc4140/delayed_events/"+back+"/send", obj{})
+	guest.wantError(403, matrix.CodeGuestForbidden, "PUT", member(open, guest), obj{"membership": "join"})
+	is(open, guest, matrix.MembershipLeave)
+}
+
+// Guests are not had by the thousand.
+func TestGuestsAreLimited(t *testing.T) {
+	w := newWorld(t, func(c *Config, _ *Deps) { c.RateLimits = true })
+	made := 0
+	for range 150 {
+		if rep := w.send("POST", c("/register?kind=guest"), "", map[string]any{}); rep.status == 200 {
+			made++
+		} else if rep.status != 429 || rep.header.Get("Retry-After") == "" {
+			t.Fatalf("%d %s", rep.status, rep.raw)
+		}
+	}
+	if made < 50 || made > 110 {
+		t.Errorf("%d guests at once", made)
+	}
+}
