@@ -177,3 +177,36 @@ func TestOperatorsCommands(t *testing.T) {
 		t.Errorf("login of nobody: %v", err)
 	}
 }
+
+// Memberships of calls are their users' own, whatever they contain.
+func TestCallMemberships(t *testing.T) {
+	h := newHouse(t)
+	alice, bob, eve := h.user("alice"), h.user("bob"), h.user("eve")
+	room := alice.room(obj{"preset": "public_chat"})
+	bob.join(room)
+	path := func(key string) string {
+		return "/v3/rooms/" + esc(room) + "/state/org.matrix.msc3401.call.member/" + esc(key)
+	}
+	key := func(u *resident, device string) string { return "_" + string(u.id) + "_" + device + "_m.call" }
+	member := obj{"application": "m.call", "foci_preferred": []obj{{"type": "unknown"}}, "expires": 14400000}
+
+	bob.want(200, "PUT", path(key(bob, "D")), member)
+	alice.want(200, "PUT", path(key(alice, "D")), member)
+	eve.wantError(403, matrix.CodeForbidden, "PUT", path(key(eve, "D")), member) // is not in the room
+	for _, other := range []string{key(alice, "D"), key(alice, "NEW"), "_@alice:other.test_D_m.call", "_" + string(bob.id) + "x_D_m.call"} {
+		bob.wantError(403, matrix.CodeForbidden, "PUT", path(other), obj{})
+		bob.wantError(403, matrix.CodeForbidden, "PUT", path(other), member)
+	}
+	bob.wantError(403, matrix.CodeForbidden, "PUT", path(string(alice.id)), member)
+	later := bob.want(200, "PUT", path(key(alice, "D"))+"?org.matrix.msc4140.delay=60000", obj{}).str("delay_id")
+	bob.want(403, "POST", "/unstable/org.matrix.msc4140/delayed_events/"+later+"/send", obj{})
+	if got := bob.want(200, "GET", path(key(alice, "D")), nil).str("application"); got != "m.call" {
+		t.Errorf("alice's membership is gone: %q", got)
+	}
+	alice.want(200, "PUT", path(key(bob, "D")), obj{}) // tidies up
+
+	bob.wantError(413, matrix.CodeTooLarge, "PUT", path(key(bob, "D")), obj{"x": strings.Repeat("x", 65536)})
+	bob.wantError(400, matrix.CodeBadJSON, "PUT", path(key(bob, "D")), `{"x":`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`}`)
+	bob.wantError(400, matrix.CodeBadJSON, "PUT", path(key(bob, "D")), `[]`)
+	bob.want(200, "PUT", path(key(bob, "D")), obj{}) // leaves
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -122,6 +123,26 @@ func (s *Server) checkStateContent(ctx context.Context, guest bool, o *outgoing)
 		return s.checkNoCreators(ctx, *o)
 	case "m.room.member":
 		return s.checkMember(ctx, guest, o)
+	case "org.matrix.msc3401.call.member":
+		return s.checkCallMember(ctx, o)
+	}
+	return nil
+}
+
+// checkCallMember keeps people from ending other people's calls. The state keys of
+// call memberships are _@user:server_DEVICE_application, which the room's rules
+// protect for nobody (MSC3757 would), and everybody may write them. Here only their
+// user may, and who may redact, to tidy up.
+func (s *Server) checkCallMember(ctx context.Context, o *outgoing) error {
+	if !strings.HasPrefix(*o.stateKey, "_@") || strings.HasPrefix(*o.stateKey, "_"+string(o.sender)+"_") {
+		return nil
+	}
+	p, err := s.power(ctx, o.room)
+	if err != nil {
+		return err
+	}
+	if !p.CanRedact(o.sender) {
+		return forbidden("this call membership belongs to another user")
 	}
 	return nil
 }
