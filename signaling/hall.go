@@ -1,6 +1,9 @@
 package signaling
 
 import (
+	"hash/maphash"
+	"sync"
+
 	"github.com/livekit/protocol/livekit"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -14,6 +17,12 @@ type hall struct {
 	nonces nonces
 
 	fallbacks map[call.Identity]livekit.CandidateProtocol // guarded by Server.mu
+}
+
+// joinTurn returns the lock of p's identity for joining. A few identities share
+// each: joining is quick.
+func (s *Server) joinTurn(p *participant) *sync.Mutex {
+	return &s.joins[maphash.Comparable(s.joinSeed, rtcKey{p.roomName, p.identity})%uint64(len(s.joins))]
 }
 
 // seat gives p the seat of its identity and returns who had it.

@@ -117,6 +117,11 @@ func (s *Server) join(ctx context.Context, j *joining) (*participant, *refusal) 
 		Client:         clientInfo(j.client),
 		Session:        p,
 	}
+	// Of two who join as one at the same time, who sits down last must also be
+	// the last to join the room: else each ends the other.
+	turn := s.joinTurn(p)
+	turn.Lock()
+	defer turn.Unlock()
 	old := s.seat(p)
 	p.fallback = s.fallbackOf(p)
 	var err error

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -106,6 +107,9 @@ type Server struct {
 	closing bool
 	wg      sync.WaitGroup // sessions and their sockets; no Add once closing
 
+	joins    [64]sync.Mutex // see joinTurn; taken before presence
+	joinSeed maphash.Seed
+
 	// presence orders the reports to the gate: who holds it may change a seat
 	// and must report the change before letting go. Taken before mu.
 	presence sync.Mutex
@@ -159,6 +163,8 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		ctx:    ctx,
 		cancel: cancel,
 		halls:  make(map[call.RoomName]*hall),
+
+		joinSeed: maphash.MakeSeed(),
 	}
 	if deps.Rooms != nil {
 		rtc, err := newMatrixRTC(cfg, deps, s.evict, s.mint)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -382,6 +383,28 @@ func TestDuplicateIdentity(t *testing.T) {
 				}
 				return
 			}
+		}
+	}
+}
+
+// TestJoiningAtTheSameTime lets an identity join twice at the same moment: one
+// session must win the seat and the place in the SFU, not one each.
+func TestJoiningAtTheSameTime(t *testing.T) {
+	ts := newTestServer(t)
+	for range 50 {
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if _, bad := ts.s.join(context.Background(), &joining{grant: talker("alice"), single: true, client: jsClient()}); bad != nil {
+					t.Error(bad)
+				}
+			})
+		}
+		wg.Wait()
+		room, _ := ts.sfu.Room("r")
+		m, _ := room.Member("alice")
+		if p := ts.s.seated("r", "alice"); p.member.Load() != m {
+			t.Fatalf("the seat is %s's, the place in the SFU %s's", p.snapshot.Self.SID, m.SID())
 		}
 	}
 }
