@@ -83,6 +83,8 @@ func TestPerformRPC(t *testing.T) {
 	if got := received(t, bob); len(got) != 0 {
 		t.Errorf("bob heard answers to the server: %v", got)
 	}
+	alice.rpc.mu.Lock()
+	defer alice.rpc.mu.Unlock()
 	if n := len(alice.rpc.waiting); n != 0 {
 		t.Errorf("%d calls still wait", n)
 	}
