@@ -6,7 +6,7 @@ const soon = { timeout: 40_000 };
 
 export class Person {
   // open starts a page of the client in a browser; nobody is signed in yet.
-  static async open(config, browser, name, { viewport = { width: 1000, height: 680 } } = {}) {
+  static async open(config, browser, name, { viewport = { width: 800, height: 560 } } = {}) {
     const p = new Person();
     p.base = config.server.homeserver;
     p.name = name;
