@@ -2,8 +2,8 @@ package audio
 
 import "testing"
 
-// segments describes a law as ITU-T G.711 tables 1 and 2 do: the end of each segment
-// of decision values and the distance between them. Values are of the positive side.
+// A segment describes a part of a law as ITU-T G.711 tables 1 and 2 do: its end and the
+// distance of decision values in it. Values are of the positive side.
 type segment struct{ end, step int }
 
 // Columns 1 to 3 of the tables: (number of intervals x size) gives the ends.
@@ -34,17 +34,17 @@ func intervals(segs []segment, firstShort bool) (number, value []int) {
 
 func TestG711AgreesWithTheRecommendationOnEverySample(t *testing.T) {
 	for _, law := range []struct {
-		name           string
-		segs           []segment
-		mu             bool
-		shift          int // from 16 bits to the recommendation's 13 or 14
-		encode         func(int16) byte
-		decode         *[256]int16
-		plus, minus    byte // the code of interval 0 of either sign, before the mask
-		mask, smallest int
+		name        string
+		segs        []segment
+		mu          bool
+		shift       int // from 16 bits to the recommendation's 13 or 14
+		encode      func(int16) byte
+		decode      *[256]int16
+		plus, minus byte // the code of interval 0 of either sign, before the mask
+		mask        byte // bits inverted on the wire
 	}{
-		{"mu-law", ulawSegments, true, 2, EncodeULaw, &ulawValues, 0x80, 0x00, 0x7f, 0},
-		{"A-law", alawSegments, false, 3, EncodeALaw, &alawValues, 0x80, 0x00, 0x55, 1},
+		{"mu-law", ulawSegments, true, 2, EncodeULaw, &ulawValues, 0x80, 0x00, 0x7f},
+		{"A-law", alawSegments, false, 3, EncodeALaw, &alawValues, 0x80, 0x00, 0x55},
 	} {
 		number, value := intervals(law.segs, law.mu)
 		if n := number[len(number)-1]; n != 127 {
@@ -57,10 +57,7 @@ func TestG711AgreesWithTheRecommendationOnEverySample(t *testing.T) {
 				magnitude, sign = ^x, law.minus
 			}
 			at := min(magnitude>>law.shift, len(number)-1)
-			want := sign | byte(number[at]) ^ byte(law.mask)
-			if !law.mu {
-				want = (sign | byte(number[at])) ^ byte(law.mask)
-			}
+			want := (sign | byte(number[at])) ^ law.mask
 			got := law.encode(int16(x))
 			seen[got] = true
 			if got != want {

@@ -19,7 +19,7 @@ func sine(rate int, hz, amplitude float64, n int) []int16 {
 // a spectrum that falls.
 func speech(rate, n int, seed uint64) []int16 {
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	if longest := 5 * rate; n > longest { // more of it is slow to make
+	if longest := 2 * rate; n > longest { // more of it is slow to make
 		pcm := speech(rate, longest, seed)
 		for len(pcm) < n {
 			pcm = append(pcm, pcm[:min(longest, n-len(pcm))]...)

@@ -115,8 +115,10 @@ func (d *Decoder) Decode(payload []byte, pcm []int16) (n int, err error) {
 func (d *Decoder) Conceal(pcm []int16) (err error) {
 	var n int
 	defer survive(&n, &err)
+	step := d.rate / 400 // the codec guesses in steps of 2.5 ms
 	for len(pcm) > 0 {
-		if n, err = d.dec.DecodeInt16(nil, d.scratch); err != nil {
+		want := min((len(pcm)+step-1)/step*step, len(d.scratch))
+		if n, err = d.dec.DecodeInt16(nil, d.scratch[:want]); err != nil {
 			return fmt.Errorf("opus concealment: %w", err)
 		}
 		if n == 0 {
