@@ -88,7 +88,7 @@ func checkObject(raw []byte) error {
 	if !utf8.Valid(raw) {
 		return notJSON("body is not UTF-8")
 	}
-	if jsonDepth(raw) > maxJSONDepth {
+	if matrix.Nesting(raw) > maxJSONDepth {
 		return badJSON("body is nested deeper than %d levels", maxJSONDepth)
 	}
 	if !json.Valid(raw) {
@@ -98,28 +98,6 @@ func checkObject(raw []byte) error {
 		return badJSON("body must be a JSON object")
 	}
 	return nil
-}
-
-// jsonDepth returns how deep raw nests, without recursion; it is right for
-// valid JSON and no less than the depth at which a parser would fail otherwise.
-func jsonDepth(raw []byte) int {
-	depth, deepest := 0, 0
-	inString := false
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; {
-		case inString && c == '\\':
-			i++
-		case c == '"':
-			inString = !inString
-		case inString:
-		case c == '{' || c == '[':
-			depth++
-			deepest = max(deepest, depth)
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return deepest
 }
 
 // decodeJSON decodes raw, already checked, into v and words what does not fit.

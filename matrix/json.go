@@ -57,7 +57,7 @@ func decode(data []byte) (any, error) {
 	if !utf8.Valid(data) {
 		return nil, fmt.Errorf("%w: not UTF-8", ErrNotJSON)
 	}
-	if nesting(data) > maxDepth {
+	if Nesting(data) > maxDepth {
 		return nil, fmt.Errorf("%w: nested deeper than %d", ErrBadJSON, maxDepth)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
@@ -72,10 +72,10 @@ func decode(data []byte) (any, error) {
 	return v, nil
 }
 
-// nesting returns how deep brackets nest in data, without recursion, so that a
+// Nesting returns how deep brackets nest in data, without recursion, so that a
 // hostile text is refused before anything recurses over it. In text that is not
 // JSON the answer means nothing.
-func nesting(data []byte) int {
+func Nesting(data []byte) int {
 	depth, deepest := 0, 0
 	inString := false
 	for i := 0; i < len(data); i++ {
