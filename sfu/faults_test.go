@@ -324,6 +324,66 @@ func fanOut(sinks int) (*upTrack, *upLayer, *discard) {
 	return u, l, out
 }
 
+// A notebook is a connection that notes the last byte of each payload.
+type notebook struct{ got []byte }
+
+func (n *notebook) WriteRTP(_ *rtp.Header, payload []byte) (int, error) {
+	n.got = append(n.got, payload[len(payload)-1])
+	return len(payload), nil
+}
+func (n *notebook) Write(b []byte) (int, error) { return len(b), nil }
+
+// A decoder shows garbage or nothing if a stream begins, goes on after a pause
+// or changes its layer anywhere but at a key frame.
+func TestStreamsBeginAndSwitchAtKeyFrames(t *testing.T) {
+	u, low, _ := fanOut(1)
+	high := &upLayer{index: 1, ring: newPacketRing(videoRing)}
+	u.layers[1] = high
+	d, out := (*u.sinks.Load())[0], &notebook{}
+	d.stream = out
+	seq := map[*upLayer]uint16{low: 100, high: 7000}
+	send := func(l *upLayer, key bool, name byte) {
+		t.Helper()
+		raw := testVP8Packet()
+		seq[l]++
+		raw[2], raw[3] = byte(seq[l]>>8), byte(seq[l])
+		if !key {
+			raw[16] |= 1 // RFC 6386 §9.1: an interframe
+		}
+		raw[len(raw)-1] = name
+		var p packet
+		if !p.parse(raw) {
+			t.Fatal("the test packet is malformed")
+		}
+		u.handle(l, &p, formatVP8, len(raw), time.Now())
+	}
+
+	send(high, false, 'x') // the layer is live
+	d.want(0, false, 2)
+	send(low, false, 'x') // nothing to decode it with
+	send(low, true, 'a')
+	send(low, false, 'b')
+
+	d.want(1, false, 2)
+	send(high, false, 'x')
+	send(low, false, 'c') // goes on meanwhile
+	send(high, true, 'd')
+	send(low, false, 'x')
+	send(low, true, 'x')
+	send(high, false, 'e')
+
+	d.want(1, true, 2) // paused
+	send(high, false, 'x')
+	send(high, true, 'x')
+	d.want(1, false, 2)
+	send(high, false, 'x')
+	send(high, true, 'f')
+
+	if got := string(out.got); got != "abcdef" {
+		t.Errorf("forwarded %q, want %q", got, "abcdef")
+	}
+}
+
 func TestPacketPathDoesNotAllocate(t *testing.T) {
 	u, l, out := fanOut(10)
 	raw := testVP8Packet()

@@ -269,9 +269,6 @@ func TestOpenIDConnectsNowhereInside(t *testing.T) {
 }
 
 func TestOpenIDTakesFiveSecondsAtMost(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes five seconds")
-	}
 	t.Parallel()
 	s := newStrangers(t)
 	s.limit = newOpenIDVerifier().limit

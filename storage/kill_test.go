@@ -72,9 +72,6 @@ func (t *childT) Fatal(args ...any)        { t.fail(fmt.Errorf("%s", fmt.Sprint(
 // TestKill ends a writing process 20 times without warning. Every event that it
 // had acknowledged must be there, and the room must be whole.
 func TestKill(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts 20 processes")
-	}
 	path := filepath.Join(t.TempDir(), "killed.db")
 	acked := make(map[matrix.EventID]bool)
 	for round := range 20 {
