@@ -2,6 +2,7 @@ package call
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -140,6 +141,51 @@ type Seat struct {
 	Lobby   <-chan struct{}
 	Refused <-chan struct{}
 	Leave   func(ctx context.Context)
+}
+
+// A Place is where a call may lead to: a Matrix room or a plain media room.
+type Place struct {
+	Room   RoomName
+	RoomID string // empty if it is no Matrix room
+	Title  string // the room's name for announcements and records; may be empty
+}
+
+// Why a phone gets no seat in a room. Each wraps the kind that its readers know;
+// the gateway tells them apart to say the right words.
+var (
+	ErrRoomLocked    = fmt.Errorf("the room is locked for telephones: %w", ErrForbidden)
+	ErrRoomEncrypted = fmt.Errorf("the room does not let telephones into its encrypted calls: %w", ErrForbidden)
+	ErrRoomFull      = fmt.Errorf("the room is full: %w", ErrUnavailable)
+)
+
+// A Waiting phone is in a room's lobby until somebody lets it in.
+type Waiting struct {
+	Leg    LegID     `json:"leg"`
+	Name   string    `json:"name,omitempty"`
+	Number string    `json:"number,omitempty"` // empty if anonymous
+	Since  time.Time `json:"since"`
+}
+
+// DialIn is how telephones come into a room.
+type DialIn struct {
+	PIN     string   `json:"pin,omitempty"` // empty: dial-in by PIN is off
+	Numbers []string `json:"numbers,omitempty"`
+	E2EE    string   `json:"e2ee"`   // "allow" or "deny": telephones in encrypted calls
+	Lobby   bool     `json:"lobby"`  // phones wait until somebody lets them in
+	Locked  bool     `json:"locked"` // no phone comes in
+	// Encrypted says whether the room is, and so whether E2EE matters.
+	Encrypted bool `json:"encrypted"`
+	// What the user who asks may do.
+	MayDial   bool `json:"may_dial"`
+	MayChange bool `json:"may_change"`
+	MayAdmit  bool `json:"may_admit"`
+}
+
+// DialInChange says what to change of a room's DialIn; nil fields stay.
+type DialInChange struct {
+	E2EE   *string `json:"e2ee"`
+	Lobby  *bool   `json:"lobby"`
+	Locked *bool   `json:"locked"`
 }
 
 // A MediaKey is one participant's key for LiveKit's frame encryption.

@@ -99,6 +99,8 @@ type Server struct {
 	rtc   *matrixRTC // nil without Matrix
 	http  http.Handler
 
+	phones Phones // nil: no telephones; set before Run
+
 	ctx    context.Context // ends when Run's does: sessions live no longer
 	cancel context.CancelFunc
 
