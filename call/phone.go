@@ -116,7 +116,27 @@ type DialRequest struct {
 	HideNumber bool              // no phone number in attributes
 	Ringing    time.Duration     // how long it may ring; 0: the default
 	Longest    time.Duration     // how long it may last; 0: the trunk's
+	Via        *Trunk            // instead of Trunk: a line for this one call, which is not kept
 }
+
+// A StatusError is a final SIP response that was a refusal, where one came.
+type StatusError struct {
+	Code   int    // 300 to 699
+	Reason string // the phrase beside it; may be empty
+	Err    error  // what was being done, and the kind; may be nil
+}
+
+// Error says both.
+func (e *StatusError) Error() string {
+	text := fmt.Sprintf("SIP status %d %s", e.Code, e.Reason)
+	if e.Err != nil {
+		text = e.Err.Error() + ": " + text
+	}
+	return text
+}
+
+// Unwrap gives the kind.
+func (e *StatusError) Unwrap() error { return e.Err }
 
 // A Phone is a caller as a Directory needs to know it.
 type Phone struct {
@@ -261,6 +281,7 @@ type TrunkCallerID struct {
 	Mode    string            `yaml:"mode" json:"mode,omitempty"` // fixed, map, passthrough
 	Default string            `yaml:"default" json:"default,omitempty"`
 	Map     map[string]string `yaml:"map" json:"map,omitempty"`         // Matrix user ID to number
+	Numbers []string          `yaml:"numbers" json:"numbers,omitempty"` // may be shown too, when asked for
 	Privacy string            `yaml:"privacy" json:"privacy,omitempty"` // honour, ignore
 }
 
