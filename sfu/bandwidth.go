@@ -9,6 +9,9 @@ import (
 // tickBandwidth runs on the room's goroutine every 400 ms: it limits what a
 // subscriber gets to what its connection carries.
 func (r *Room) tickBandwidth(m *Member, now time.Time) {
+	if m.conn == nil {
+		return
+	}
 	var subs []*subscription
 	var videos []demand
 	sample := linkSample{estimate: m.conn.estimate.Load()}

@@ -141,7 +141,7 @@ func registerExtensions(m *webrtc.MediaEngine, dir direction) error {
 		{extMID, receives, []webrtc.RTPCodecType{audio, video}},
 		{extRID, receives, []webrtc.RTPCodecType{audio, video}}, // pion wants it for both
 		{extRepairedRID, receives, []webrtc.RTPCodecType{video}},
-		{extAudioLevel, receives, []webrtc.RTPCodecType{audio}},
+		{extAudioLevel, receives | sends, []webrtc.RTPCodecType{audio}},
 		{extTransportCC, receives, []webrtc.RTPCodecType{audio, video}},
 		{extAbsSendTime, sends, []webrtc.RTPCodecType{audio, video}},
 		{extDependency, receives | sends, []webrtc.RTPCodecType{video}},

@@ -76,6 +76,7 @@ type downTrack struct {
 	sent     []sentPacket
 	header   rtp.Header
 	sendTime [3]byte
+	level    [1]byte
 
 	reportAt time.Time
 	reportID uint32 // middle of the last report's NTP time
@@ -314,6 +315,10 @@ func (d *downTrack) send(l *upLayer, p *packet, seq uint16, shift vp8Shift, now 
 	}
 	if d.exts.capture != 0 && len(p.capture) > 0 {
 		_ = d.header.SetExtension(d.exts.capture, p.capture)
+	}
+	if d.exts.level != 0 && p.hasLevel {
+		d.level[0] = p.level
+		_ = d.header.SetExtension(d.exts.level, d.level[:])
 	}
 	if p.isVP8 {
 		pid, tl0, key := shift.apply(p.vp8)

@@ -71,7 +71,8 @@ type Member struct {
 	sid      call.ParticipantSID
 	identity call.Identity
 	params   JoinParams // as given to Join; Session and Grant have moved below
-	conn     *transport
+	conn     *transport // nil for members of this process
+	tap      Tap        // for those; may be nil
 	info     atomic.Pointer[ParticipantInfo]
 
 	eventMu sync.Mutex // guards the following and orders the events
@@ -115,15 +116,28 @@ func (m *Member) Grant() call.Grant { return m.info.Load().Grant }
 
 // Offer answers the client's offer with EventAnswer. An error wraps
 // call.ErrInvalid when the description is unusable (the member lives on).
-func (m *Member) Offer(id uint32, sdp string) error { return m.conn.offer(id, sdp) }
+func (m *Member) Offer(id uint32, sdp string) error {
+	if m.conn == nil {
+		return errNoConnection
+	}
+	return m.conn.offer(id, sdp)
+}
 
 // Answer takes the client's answer to EventOffer. In ModeSingle the server
 // never offers and any answer is ignored.
-func (m *Member) Answer(id uint32, sdp string) error { return m.conn.answer(id, sdp) }
+func (m *Member) Answer(id uint32, sdp string) error {
+	if m.conn == nil {
+		return errNoConnection
+	}
+	return m.conn.answer(id, sdp)
+}
 
 // Candidate takes one of the client's ICE candidates, the JSON of an
 // RTCIceCandidateInit.
 func (m *Member) Candidate(t Target, candidateInitJSON string) error {
+	if m.conn == nil {
+		return errNoConnection
+	}
 	return m.conn.candidate(t, candidateInitJSON)
 }
 
@@ -269,8 +283,13 @@ func (m *Member) SyncState(s SyncState) error {
 
 // SendData sends a message to the client on a data channel. It never waits: the
 // error wraps call.ErrUnavailable when the channel is not open or too much is
-// waiting for a slow client already.
-func (m *Member) SendData(k DataKind, payload []byte) error { return m.conn.sendData(k, payload) }
+// waiting for a slow client already. A member of this process gets EventData.
+func (m *Member) SendData(k DataKind, payload []byte) error {
+	if m.conn == nil {
+		return m.localData(k, payload)
+	}
+	return m.conn.sendData(k, payload)
+}
 
 // SignalLost tells that the signalling connection is gone. A member whose media
 // never connected leaves at once; any other stays until Room.Resume, until its
@@ -342,9 +361,10 @@ func (r *Room) Join(ctx context.Context, p JoinParams) (*Member, Snapshot, error
 	if p.Session == nil {
 		return nil, Snapshot{}, errors.New("join without a session")
 	}
-	m, err := r.newMember(p)
-	if err != nil {
-		return nil, Snapshot{}, err
+	m := r.newMember(p)
+	var err error
+	if m.conn, err = newTransport(m); err != nil {
+		return nil, Snapshot{}, fmt.Errorf("connection for %s: %w", m.identity, err)
 	}
 	var snap Snapshot
 	var joinErr error

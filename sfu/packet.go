@@ -14,6 +14,9 @@ type packet struct {
 	isVP8   bool
 	dd      []byte // dependency descriptor
 	capture []byte // absolute capture time
+
+	level    uint8 // loudness as its sender says (RFC 6464)
+	hasLevel bool
 }
 
 // parse reads an RTP packet and reports whether it is usable.
@@ -34,7 +37,7 @@ func (p *packet) parse(raw []byte) bool {
 		}
 		p.payload = p.payload[:len(p.payload)-pad]
 	}
-	p.key, p.isVP8, p.dd, p.capture = false, false, nil, nil
+	p.key, p.isVP8, p.dd, p.capture, p.hasLevel = false, false, nil, nil, false
 	return true
 }
 

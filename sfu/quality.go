@@ -85,6 +85,9 @@ func (m *Member) link() linkState {
 		}
 	}
 	for _, sub := range m.subs {
+		if sub.down == nil {
+			continue
+		}
 		s.down = max(s.down, float64(sub.down.loss.Load())/256)
 		s.rtt = max(s.rtt, time.Duration(sub.down.rtt.Load()))
 		s.limited = s.limited || sub.down.limited()

@@ -207,7 +207,7 @@ func (r *Room) broadcastRoom() {
 	}
 }
 
-func (r *Room) newMember(p JoinParams) (*Member, error) {
+func (r *Room) newMember(p JoinParams) *Member {
 	m := &Member{
 		room: r, sid: newParticipantSID(), identity: p.Grant.Identity, params: p,
 		session: p.Session, grant: p.Grant, joinedAt: time.Now(),
@@ -217,11 +217,7 @@ func (r *Room) newMember(p JoinParams) (*Member, error) {
 		allowedNow: make(map[call.TrackSID]bool),
 	}
 	m.refresh()
-	var err error
-	if m.conn, err = newTransport(m); err != nil {
-		return nil, fmt.Errorf("connection for %s: %w", m.identity, err)
-	}
-	return m, nil
+	return m
 }
 
 // add makes m part of the room.
@@ -237,10 +233,18 @@ func (r *Room) add(m *Member) (Snapshot, error) {
 	r.bySID[m.sid] = m
 	r.used = true
 	r.refresh()
+	if m.conn == nil {
+		m.state, m.wasActive = StateActive, true
+		m.refresh()
+	}
 	snap := r.snapshot(m) // the state is still "joining", as clients expect
-	m.state = StateJoined
+	m.state = max(m.state, StateJoined)
 	r.changed(m)
-	r.srv.tasks.Go(m.conn.run)
+	if m.conn != nil {
+		r.srv.tasks.Go(m.conn.run)
+	} else {
+		m.emit(EventJoined{})
+	}
 	for _, t := range r.tracks {
 		r.reconcile(m, t)
 	}
@@ -260,7 +264,7 @@ func (r *Room) snapshot(m *Member) Snapshot {
 
 func (r *Room) resume(id call.Identity, sid call.ParticipantSID, s Session) (*Member, Snapshot, error) {
 	m, ok := r.members[id]
-	if !ok || sid != "" && sid != m.sid {
+	if !ok || m.conn == nil || sid != "" && sid != m.sid {
 		return nil, Snapshot{}, fmt.Errorf("session of %s in room %s: %w", id, r.name, call.ErrNotFound)
 	}
 	m.lost = false
@@ -279,7 +283,9 @@ func (r *Room) remove(m *Member, why Reason, act Action) {
 		return
 	}
 	m.gone = true
-	m.conn.cut()
+	if m.conn != nil {
+		m.conn.cut()
+	}
 	for _, s := range m.subs {
 		r.dropSub(s)
 	}
@@ -304,7 +310,9 @@ func (r *Room) remove(m *Member, why Reason, act Action) {
 		}
 	}
 	m.emit(EventLeave{Reason: why, Action: act})
-	r.srv.tasks.Go(m.conn.close)
+	if m.conn != nil {
+		r.srv.tasks.Go(m.conn.close)
+	}
 	r.idleSince = time.Now()
 	r.refresh()
 	r.dirty = true

@@ -79,6 +79,9 @@ func (t *track) stats() TrackStats {
 		Subscribers: len(t.subs), Dropped: u.drops.snapshot(),
 	}
 	for _, sub := range t.subs {
+		if sub.down == nil {
+			continue
+		}
 		s.PacketsOut += sub.down.out.packets.Load()
 		s.BytesOut += sub.down.out.bytes.Load()
 		s.Retransmitted += sub.down.again.packets.Load()

@@ -26,18 +26,20 @@ type track struct {
 	info      TrackInfo
 	published bool // media has come: others are told of it
 	subs      map[*Member]*subscription
+	taps      map[Tap]*tapping // for members of this process
 	up        *upTrack
 	told      bool // EventTrackSubscribed was sent
 	dyn       dynacast
 	stale     bool // others have not been told of the present info
 }
 
-// A subscription is one member's wish for one track, fulfilled by down.
+// A subscription is one member's wish for one track, fulfilled by down or, for
+// a member of this process, by its tap.
 type subscription struct {
 	to    *Member
 	track *track
-	down  *downTrack
-	bound bool // negotiated: packets may flow
+	down  *downTrack // nil for a member of this process
+	bound bool       // negotiated: packets may flow
 }
 
 // A wish is a member's explicit choice for a track, which may not exist yet.
@@ -210,7 +212,9 @@ func (r *Room) endTrack(t *track) {
 		r.dropSub(s)
 	}
 	t.up.close()
-	t.owner.conn.unpublish(t.up)
+	if t.owner.conn != nil {
+		t.owner.conn.unpublish(t.up)
+	}
 	t.published = false
 	delete(t.owner.tracks, t.sid)
 	delete(r.tracks, t.sid)
@@ -286,6 +290,8 @@ func (r *Room) reconcile(m *Member, t *track) {
 	}
 	s := m.subs[t.sid]
 	switch {
+	case m.conn == nil:
+		r.reconcileLocal(m, t, want)
 	case want && s == nil:
 		s = &subscription{to: m, track: t}
 		s.down = newDownTrack(m.conn, t.up, t.owner.sid, t.sid, t.info.Kind)
@@ -347,6 +353,10 @@ func (r *Room) unsupported(s *subscription) {
 func (r *Room) dropSub(s *subscription) {
 	delete(s.to.subs, s.track.sid)
 	delete(s.track.subs, s.to)
+	if s.down == nil {
+		r.untap(s)
+		return
+	}
 	s.down.stop()
 	s.to.conn.detach(s.down)
 	if s.track.info.Kind == KindVideo {
@@ -419,6 +429,9 @@ func (r *Room) syncState(m *Member, s SyncState) error {
 
 // aim tells a subscription's sink which layer the client wants.
 func (r *Room) aim(s *subscription) {
+	if s.down == nil {
+		return
+	}
 	st, ok := s.to.settings[s.track.sid]
 	if !ok {
 		st.Quality = QualityHigh

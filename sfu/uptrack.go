@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pion/rtcp"
+	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -39,12 +40,14 @@ type upTrack struct {
 	silent atomic.Bool // muted by the server
 	closed atomic.Bool
 	sinks  atomic.Pointer[[]*downTrack]
+	taps   atomic.Pointer[[]Sink] // of members of this process
 	codec  atomic.Pointer[webrtc.RTPCodecParameters]
 	rids   atomic.Pointer[[]string] // order of the layers in the description
 
 	mu     sync.Mutex // guards the layers and the sinks' forwarding state
 	peer   *peer
 	layers [maxLayers]*upLayer
+	tapped rtp.Packet // what the taps see
 }
 
 // An upLayer is one encoding: one SSRC of the publisher.
@@ -88,6 +91,7 @@ func readExtensionIDs(have []webrtc.RTPHeaderExtensionParameter) (x extensionIDs
 func newUpTrack(sid call.TrackSID, info TrackInfo, log *slog.Logger) *upTrack {
 	u := &upTrack{sid: sid, kind: info.Kind, announced: info, log: log.With("track", sid)}
 	u.sinks.Store(&[]*downTrack{})
+	u.taps.Store(&[]Sink{})
 	return u
 }
 
@@ -237,6 +241,7 @@ func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Tim
 	if l.exts.level != 0 && u.kind == KindAudio {
 		if b := p.header.GetExtension(l.exts.level); len(b) > 0 {
 			u.level.observe(b[0] & 0x7f)
+			p.level, p.hasLevel = b[0], true
 		}
 	}
 	// The dependency descriptor's frame numbers are not rewritten at layer
@@ -262,6 +267,12 @@ func (u *upTrack) handle(l *upLayer, p *packet, f format, size int, now time.Tim
 	l.loss.add(p.header.SequenceNumber)
 	if fresh {
 		u.chooseLayers(now)
+	}
+	if taps := *u.taps.Load(); len(taps) > 0 && len(p.payload) > 0 {
+		u.tapped.Header, u.tapped.Payload = p.header, p.payload
+		for _, s := range taps {
+			s.WriteRTP(&u.tapped, p.level, p.hasLevel)
+		}
 	}
 	sinks := *u.sinks.Load()
 	if len(sinks) == 0 {
