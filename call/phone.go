@@ -333,3 +333,12 @@ type TrunkState struct {
 	Since      time.Time     // of the present state
 	Calls      int           // legs over it now
 }
+
+// An OpenSeat is a phone's place in a Matrix room that must be given back, also
+// if the process dies in between.
+type OpenSeat struct {
+	RoomID   string
+	UserID   string // the ghost
+	DeviceID string
+	Stays    bool // the ghost remains a member of the room
+}

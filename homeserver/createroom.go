@@ -411,6 +411,9 @@ func (s *Server) checkInvitee(ctx context.Context, u matrix.UserID) error {
 		return forbidden("%s is on another server, and this one does not federate", u)
 	}
 	acc, err := s.deps.Store.User(ctx, u)
+	if errors.Is(err, call.ErrNotFound) && s.isGhost(u) {
+		return s.ghostInvited(ctx, u)
+	}
 	if errors.Is(err, call.ErrNotFound) || (err == nil && acc.Deactivated) {
 		return notFound("there is no user %s", u)
 	}

@@ -174,6 +174,9 @@ func (s *Server) Login(ctx context.Context, user matrix.UserID, deviceName strin
 	if err != nil {
 		return "", "", err
 	}
+	if err := s.noGhost(user); err != nil {
+		return "", "", err
+	}
 	if u.Deactivated {
 		return "", "", forbidden("account %s has been deactivated", user)
 	}

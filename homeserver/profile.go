@@ -1,6 +1,7 @@
 package homeserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -34,11 +35,19 @@ func (s *Server) profileRoutes() []route {
 
 // getProfile is GET /profile/{userId}.
 func (s *Server) getProfile(r *request) (any, error) {
-	fields, err := s.deps.Store.ProfileFields(r.Context(), matrix.UserID(r.PathValue("userId")))
+	fields, err := s.profileFields(r.Context(), matrix.UserID(r.PathValue("userId")))
 	if errors.Is(err, call.ErrNotFound) {
 		return nil, notFound("no such user on this server")
 	}
 	return fields, err
+}
+
+// profileFields returns what anybody may read of a user's profile.
+func (s *Server) profileFields(ctx context.Context, user matrix.UserID) (map[string]json.RawMessage, error) {
+	if ghost := s.ghostProfile(user); ghost != nil {
+		return ghost, nil
+	}
+	return s.deps.Store.ProfileFields(ctx, user)
 }
 
 // getProfileField is GET /profile/{userId}/{keyName}.
@@ -47,7 +56,7 @@ func (s *Server) getProfileField(r *request) (any, error) {
 	if err := checkProfileKey(key); err != nil {
 		return nil, err
 	}
-	fields, err := s.deps.Store.ProfileFields(r.Context(), matrix.UserID(r.PathValue("userId")))
+	fields, err := s.profileFields(r.Context(), matrix.UserID(r.PathValue("userId")))
 	if errors.Is(err, call.ErrNotFound) || err == nil && fields[key] == nil {
 		return nil, notFound("no such profile field")
 	}

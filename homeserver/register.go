@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -226,6 +227,9 @@ func (s *Server) createUser(ctx context.Context, localpart, password string, adm
 
 // SetPassword replaces the password of an account and logs out its devices.
 func (s *Server) SetPassword(ctx context.Context, user matrix.UserID, password string) error {
+	if err := s.noGhost(user); err != nil {
+		return err
+	}
 	if err := s.setPassword(ctx, user, password); err != nil {
 		return err
 	}
@@ -243,9 +247,10 @@ func (s *Server) setPassword(ctx context.Context, user matrix.UserID, password s
 	return s.deps.Store.SetPasswordHash(ctx, user, hash)
 }
 
-// ListUsers lists all accounts but guests.
+// ListUsers lists all accounts but guests and the server's own.
 func (s *Server) ListUsers(ctx context.Context) ([]matrix.User, error) {
-	return s.deps.Store.Users(ctx)
+	all, err := s.deps.Store.Users(ctx)
+	return slices.DeleteFunc(all, func(u matrix.User) bool { return s.isGhost(u.ID) }), err
 }
 
 // randomName returns prefix and 12 random letters and digits.

@@ -466,6 +466,7 @@ func (s *Server) stored(ctx context.Context, v *roomView, e *matrix.StoredEvent,
 			s.membershipChanged(change)
 		}
 	}
+	s.eventStored(e)
 	s.notify.wake(users...)
 }
 

@@ -115,9 +115,12 @@ type Server struct {
 	limiter limiter
 	notify  *notifier
 
-	watchMu  sync.RWMutex // guards watchers; read-locked while they are called
-	watchers map[int]func(matrix.MembershipChange)
-	watchSeq int
+	watchMu       sync.RWMutex // guards watchers; read-locked while they are called
+	watchers      map[int]func(matrix.MembershipChange)
+	eventWatchers map[int]func(matrix.StoredEvent)
+	watchSeq      int
+
+	phoneName func(digits string) string // nil: no telephones; see SetPhones
 
 	roomsState // rooms.go and friends
 	accounts   // accounts.go and friends
