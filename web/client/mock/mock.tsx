@@ -1,12 +1,17 @@
 // A call without a server, for looking at (npm run dev, then /mock/). The query
-// chooses what is shown: ?people=3&screen&trouble=ICE_UDP_BLOCKED&open.
+// chooses what is shown: ?people=3&screen&trouble=ICE_UDP_BLOCKED&open, and with
+// telephones ?phone, ?phone&panel (a room's telephones) or ?operator.
 import { render } from "preact";
 import type { Track } from "livekit-client";
 import type { Call, CallState } from "../src/call/call.ts";
 import { buildScene, type Media, type Member, type Quality } from "../src/call/tiles.ts";
 import { diagnose } from "../src/call/trouble.ts";
+import type { MatrixClient } from "matrix-js-sdk";
+import { app } from "../src/app.ts";
 import { Store } from "../src/lib/store.ts";
+import { phoneConfig } from "../src/phone/api.ts";
 import { CallView } from "../src/ui/callview.tsx";
+import { Operator } from "../src/ui/operator.tsx";
 import "../src/style.css";
 
 const q = new URLSearchParams(location.search);
@@ -64,6 +69,7 @@ const scene = buildScene<Track>(members, {
       speaking: i === 1,
       level: 0,
       quality: qualities[i % 3]!,
+      phone: q.has("phone") && i === 2 ? { status: "active", held: q.has("held"), hand: q.has("hand") } : undefined,
     };
   },
   name: (userId) => names[members.findIndex((m) => m.userId === userId) % 8]!,
@@ -91,6 +97,60 @@ const state = new Store<CallState>({
   route: "udp",
   ended: undefined,
 });
-const room = { name: "Monday standup", roomId: "!mock", getMember: () => null, getJoinedMembers: () => [], getJoinRule: () => "invite", getGuestAccess: () => "forbidden" };
+const room = {
+  name: "Monday standup",
+  roomId: "!mock",
+  getMember: () => null,
+  getMembers: () => [],
+  getJoinedMembers: () => [],
+  getJoinRule: () => "invite",
+  getGuestAccess: () => "forbidden",
+  canInvite: () => false,
+};
 const call = { state, encrypted, room, client: { getDomain: () => "hall.example" }, setMic: async (mic: boolean) => state.patch({ mic }), setCamera: async (camera: boolean) => state.patch({ camera }) } as unknown as Call;
-render(<CallView call={call} />, document.getElementById("app")!);
+
+// What a server with telephones would say.
+const minutes = 60_000;
+const leg = (more: object) => ({ id: "SCL_1", direction: "inbound", state: "confirmed", trunk: "provider", number: "+49 30 ***456", name: "", answered: Date.now() - 4 * minutes, codec: "PCMU", stats: { packets: 12_000, lost: 24, jitter_ms: 6, mos: 4.2 }, ...more });
+const answers: Record<string, object> = {
+  "GET /_trunkhall/phones/v1/rooms/!mock": {
+    numbers: [{ number: "+4930123456", display: "+49 30 123456" }],
+    pin: "482913",
+    may_dial: true,
+    may_change: true,
+    may_admit: true,
+    e2ee: "allow",
+    encrypted,
+    waiting: q.has("waiting") ? [leg({ id: "SCL_9", number: "+49 171 ***89" })] : [],
+    legs: [leg({ identity: "p2" })],
+  },
+  "POST /_trunkhall/phones/v1/rooms/!mock/dial": leg({ id: "SCL_2", direction: "outbound", state: "ringing", number: "+43 1 58058", answered: 0 }),
+  "GET /_trunkhall/phones/v1/legs/SCL_2": leg({ id: "SCL_2", direction: "outbound", state: "ended", cause: "busy", code: 486, number: "+43 1 58058" }),
+  "GET /_trunkhall/admin/v1/phones": {
+    trunks: [
+      { id: "provider", name: "Provider", direction: "both", registered: "registered", up: true, ping_ms: 18, calls: 2, max_calls: 30, targets: ["sip:sip.example.net;transport=tls"] },
+      { id: "pbx", direction: "inbound", up: false, problem: "No answer to OPTIONS since 12:04: is 192.0.2.10 switched on, does a firewall drop UDP 5060?", calls: 0, targets: ["sip:192.0.2.10"] },
+    ],
+    legs: [leg({}), leg({ id: "SCL_2", name: "Jürgen", held: true, codec: "G722", srtp: "sdes", stats: { packets: 900, lost: 60, jitter_ms: 41, mos: 2.9, strangers: 3 } })],
+    records: [
+      { id: "a", dir: "inbound", trunk: "provider", from: "+49 171 ***89", to: "+49 30 123456", start: Date.now() - 60 * minutes, answer: Date.now() - 60 * minutes, end: Date.now() - 48 * minutes, cause: "hangup", mos: 4.3 },
+      { id: "b", dir: "outbound", trunk: "provider", from: "+49 30 123450", to: "+43 1 ***58", start: Date.now() - 90 * minutes, end: Date.now() - 89 * minutes, cause: "busy", code: 486 },
+    ],
+    bans: [{ source: "198.51.100.23", why: "scanner: friendly-scanner", since: Date.now() - minutes, until: Date.now() + 59 * minutes }],
+    totals: { calls_today: 14, minutes_today: 212 },
+  },
+};
+if (q.has("phone") || q.has("operator")) {
+  phoneConfig.set({ enabled: true, dialOut: true, numbers: [] });
+  app.patch({ client: { baseUrl: location.origin, getAccessToken: () => "mock", getSafeUserId: () => "@mia0:hall.example", getDomain: () => "hall.example" } as unknown as MatrixClient });
+  const real = window.fetch.bind(window);
+  window.fetch = async (input, init) => {
+    const url = new URL(String(input instanceof Request ? input.url : input), location.href);
+    const answer = answers[`${init?.method ?? "GET"} ${decodeURIComponent(url.pathname)}`];
+    if (!url.pathname.startsWith("/_trunkhall/")) return real(input, init);
+    if (url.pathname.includes("/legs/")) await new Promise((done) => setTimeout(done, 1500));
+    return answer ? Response.json(answer) : Response.json({ errcode: "M_NOT_FOUND", error: "nothing here" }, { status: 404 });
+  };
+}
+const screenOf = q.has("operator") ? <Operator /> : <CallView call={call} />;
+render(screenOf, document.getElementById("app")!);

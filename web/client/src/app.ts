@@ -6,6 +6,7 @@ import { coalesce, Store, useStore } from "./lib/store.ts";
 import { loadConfig, lookAtServer, type ServerConfig, type ServerState } from "./matrix/config.ts";
 import * as sessions from "./matrix/session.ts";
 import type { Session } from "./matrix/session.ts";
+import { askPhones } from "./phone/api.ts";
 import { t } from "./strings/en.ts";
 
 /** What the whole page depends on. */
@@ -128,6 +129,7 @@ export async function enter(session: Session): Promise<MatrixClient> {
   sessions.saveSession(session);
   watch(client);
   app.patch({ phase: "in", session, client, notice: undefined, online: true });
+  void askPhones(client);
   touch();
   return client;
 }

@@ -4,6 +4,7 @@ import {
   ConnectionErrorReason,
   ConnectionState,
   DisconnectReason,
+  ParticipantKind,
   Room,
   RoomEvent,
   ScreenSharePresets,
@@ -15,7 +16,7 @@ import {
 } from "livekit-client";
 import E2EEWorker from "livekit-client/e2ee-worker?worker";
 import { cameraPreset, wanted } from "./devices.ts";
-import type { Media, Person, Quality } from "./tiles.ts";
+import { phoneOf, type Media, type Person, type Quality } from "./tiles.ts";
 import { readIce, type IceReport } from "./trouble.ts";
 import type { Ticket } from "./transport.ts";
 
@@ -141,6 +142,7 @@ export class Connection {
       RoomEvent.TrackStreamStateChanged,
       RoomEvent.ConnectionQualityChanged,
       RoomEvent.ParticipantEncryptionStatusChanged,
+      RoomEvent.ParticipantAttributesChanged,
       RoomEvent.AudioPlaybackStatusChanged,
       RoomEvent.ActiveDeviceChanged,
       RoomEvent.MediaDevicesError,
@@ -183,6 +185,7 @@ export function personOf(p: Participant): Person<Track> {
     speaking: p.isSpeaking,
     level: p.audioLevel,
     quality: p.connectionQuality as Quality,
+    phone: phoneOf(p.kind === ParticipantKind.SIP, p.attributes),
   };
 }
 

@@ -34,6 +34,22 @@ export interface Person<T> {
   speaking: boolean;
   level: number;
   quality: Quality;
+  /** Set when this is a telephone. */
+  phone?: Phone | undefined;
+}
+
+/** What a participant's attributes tell of the telephone behind it. */
+export interface Phone {
+  /** dialing, ringing, automation, active or hangup, as LiveKit names them. */
+  status: string;
+  held: boolean;
+  hand: boolean;
+}
+
+/** phoneOf reads a participant of kind SIP; undefined for everybody else. */
+export function phoneOf(isSip: boolean, attributes: Readonly<Record<string, string>>): Phone | undefined {
+  if (!isSip) return undefined;
+  return { status: attributes["sip.callStatus"] ?? "active", held: attributes["sip.hold"] === "true", hand: attributes["trunkhall.hand"] === "true" };
 }
 
 export interface Tile<T> {
@@ -56,6 +72,8 @@ export interface Tile<T> {
   keyless: boolean;
   /** Not the first device of this person in the call. */
   otherDevice: boolean;
+  /** Set when this is a telephone. */
+  phone: Phone | undefined;
 }
 
 /** A track to be heard. */
@@ -99,10 +117,11 @@ export function buildScene<T>(members: Member[], o: SceneOptions<T>): Scene<T> {
       waiting: p === undefined,
       speaking: p?.speaking ?? false,
       quality: p?.quality ?? "unknown",
-      hand: o.hand(m),
+      hand: o.hand(m) || (p?.phone?.hand ?? false),
       plain: o.encrypted && sent.some((x) => !x.encrypted),
       keyless: o.encrypted && !local && o.keyless(m.identity),
       otherDevice: users.has(m.userId),
+      phone: p?.phone,
     } as const;
     users.add(m.userId);
     const screen = p?.screen;

@@ -5,6 +5,7 @@ export type Route =
   | { at: "home" }
   | { at: "login" }
   | { at: "register" }
+  | { at: "operator" }
   | { at: "room"; room: string; via: string[] }
   | { at: "call"; room: string; via: string[]; guest: boolean };
 
@@ -22,6 +23,8 @@ export function parseRoute(path: string, query: string): Route {
       return { at: "login" };
     case "register":
       return { at: "register" };
+    case "operator":
+      return { at: "operator" };
     case "room":
       if (isRoomName(room)) return { at: "room", room, via };
       break;
@@ -41,6 +44,8 @@ export function formatRoute(route: Route): string {
       return "/login";
     case "register":
       return "/register";
+    case "operator":
+      return "/operator";
     case "room":
       return `/room/${encodeURIComponent(route.room)}${queryString(route.via, false)}`;
     case "call":

@@ -8,6 +8,7 @@ import { Door } from "./door.tsx";
 import { Hall } from "./hall.tsx";
 import { CallEntry } from "./lobby.tsx";
 import { Mark } from "./icons.tsx";
+import { Operator } from "./operator.tsx";
 import { Button, Spinner } from "./parts.tsx";
 
 /** App chooses the screen: what is going on counts before what the address says. */
@@ -26,6 +27,7 @@ export function App(): JSX.Element {
   if (state.phase === "elsewhere") return <Elsewhere />;
   if (route.at === "call") return <CallEntry key={route.room} route={route} />;
   if (state.phase === "door") return <Door />;
+  if (route.at === "operator") return <Operator />;
   return <Hall />;
 }
 

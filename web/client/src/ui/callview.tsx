@@ -9,10 +9,12 @@ import { clock } from "../lib/format.ts";
 import { fitGrid } from "../lib/layout.ts";
 import { useStore } from "../lib/store.ts";
 import { callLink } from "../matrix/rooms.ts";
+import type { Leg } from "../phone/api.ts";
 import { t } from "../strings/en.ts";
 import { Icon, type IconName } from "./icons.tsx";
 import { Bars, Button, CopyButton, Dialog, Face, IconButton, Sheet, Spinner } from "./parts.tsx";
 import { Pickers } from "./lobby.tsx";
+import { KeypadButton, PhonePanel, PlacedCalls, useRoomPhones, Waiting } from "./phone.tsx";
 import { Chat, HostActions, Members } from "./room.tsx";
 import { TroublePanel } from "./trouble.tsx";
 
@@ -34,6 +36,7 @@ export function CallView({ call }: { call: Call }): JSX.Element {
   useKeys(call);
   useWakeLock();
 
+  const [found, look] = useRoomPhones(call.room);
   const tiles = s.scene.tiles;
   const stageKey = chooseStage(tiles, pinned, spotlight, s.lastSpeaker);
   const stage = tiles.find((x) => x.key === stageKey);
@@ -87,9 +90,28 @@ export function CallView({ call }: { call: Call }): JSX.Element {
         {s.trouble && <TroublePanel call={call} trouble={s.trouble} phase={s.phase} />}
       </main>
       <Controls call={call} panel={panel} setPanel={setPanel} />
+      {found && panel !== "people" && (
+        <div class="call-waiting">
+          {found.mayAdmit && <Waiting legs={found.waiting} onDone={look} />}
+          <PlacedCalls room={call.room} />
+        </div>
+      )}
       {panel === "people" && (
         <Sheet title={t.call.inCall(new Set(tiles.map((x) => x.userId)).size)} onClose={() => setPanel(undefined)} testId="people-sheet">
-          <People call={call} />
+          {found?.mayAdmit && <Waiting legs={found.waiting} onDone={look} />}
+          <People call={call} legs={found?.legs ?? []}>
+            {found && (
+              <details class="in-room" data-testid="call-phones">
+                <summary>
+                  <span class="phone-mark">
+                    <Icon name="phone" size={18} />
+                  </span>{" "}
+                  {t.phone.add}
+                </summary>
+                <PhonePanel room={call.room} found={found} look={look} />
+              </details>
+            )}
+          </People>
         </Sheet>
       )}
       {panel === "chat" && (
@@ -193,7 +215,7 @@ interface TileProps {
 }
 
 /** Tile is one person, or one shared screen. */
-function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
+function Tile({ tile, call, large = false, pinned, onPin }: TileProps): JSX.Element {
   const video = useRef<HTMLVideoElement>(null);
   const [size, setSize] = useState<{ w: number; h: number }>();
   useEffect(() => {
@@ -206,10 +228,14 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
   }, [tile.video]);
   const screen = tile.kind === "screen";
   const name = screen ? (tile.local ? t.call.yourScreen : t.call.screenOf(tile.name)) : tile.name;
+  const beyond = tile.phone !== undefined && call.encrypted;
   const facts: string[] = [];
   if (!screen && tile.muted) facts.push(t.call.muted);
   if (tile.hand) facts.push(t.call.handUp);
+  if (tile.phone) facts.push(t.phone.mark);
+  if (tile.phone?.held) facts.push(t.phone.held);
   if (tile.plain) facts.push(t.call.plain);
+  if (beyond) facts.push(t.phone.beyond);
   if (tile.waiting) facts.push(t.call.waiting);
   if (tile.otherDevice) facts.push(t.call.otherDevice);
   if (!tile.local) facts.push(t.call.quality[tile.quality]);
@@ -229,8 +255,16 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
       data-plain={tile.plain}
       data-keyless={tile.keyless}
       data-speaking={tile.speaking}
+      data-phone={tile.phone !== undefined}
+      data-held={tile.phone?.held ?? false}
     >
-      {(!tile.video || !size) && !screen && <Face id={tile.userId} name={tile.name} size={96} class="tile-face" />}
+      {tile.phone ? (
+        <span class="tile-face phone-face" aria-hidden="true">
+          <Icon name={tile.phone.held ? "pause" : "phone"} size={44} />
+        </span>
+      ) : (
+        (!tile.video || !size) && !screen && <Face id={tile.userId} name={tile.name} size={96} class="tile-face" />
+      )}
       {tile.video && (
         <video
           ref={video}
@@ -246,6 +280,11 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
           <Icon name="lock" size={20} /> {t.call.keyless}
         </span>
       )}
+      {tile.phone && (tile.phone.held || tile.phone.status === "ringing" || tile.phone.status === "dialing") && (
+        <span class="tile-state" data-testid="tile-phone-state">
+          {tile.phone.held ? t.phone.held : tile.phone.status === "ringing" ? t.phone.states.ringing : t.phone.states.trying}
+        </span>
+      )}
       {tile.waiting && !tile.local && (
         <span class="tile-state">
           <i class="spin" /> {t.call.waiting}
@@ -258,10 +297,16 @@ function Tile({ tile, large = false, pinned, onPin }: TileProps): JSX.Element {
       )}
       <figcaption class="plate">
         {screen ? <Icon name="share" size={16} /> : tile.muted && <Icon name="micOff" size={16} />}
+        {tile.phone && <Icon name="phone" size={16} />}
         <span class="plate-name">
           {name}
           {tile.local && !screen && ` (${t.you})`}
         </span>
+        {beyond && (
+          <span class="unsealed beyond" data-testid="tile-beyond" title={t.phone.e2eeHint}>
+            <Icon name="unlock" size={16} /> <span>{t.phone.beyond}</span>
+          </span>
+        )}
         {tile.plain && (
           <span class="unsealed" data-testid="tile-plain">
             <Icon name="unlock" size={16} /> <span>{t.call.plain}</span>
@@ -343,7 +388,7 @@ function Control({ icon, label, onClick, testId, keys, on, off, danger, pressed,
 }
 
 /** People lists who is in the call, with host actions, then the room's members. */
-function People({ call }: { call: Call }): JSX.Element {
+function People({ call, legs, children }: { call: Call; legs: Leg[]; children: ComponentChildren }): JSX.Element {
   const s = useStore(call.state);
   const client = useMatrix();
   const me = client.getSafeUserId();
@@ -353,6 +398,7 @@ function People({ call }: { call: Call }): JSX.Element {
       <ul class="people-list" data-testid="people">
         {tiles.map((x) => {
           const member = call.room.getMember(x.userId);
+          const leg = x.phone && legs.find((l) => l.identity === x.identity);
           return (
             <li key={x.key} class="person" data-user={x.userId}>
               <Face id={x.userId} name={x.name} />
@@ -361,8 +407,9 @@ function People({ call }: { call: Call }): JSX.Element {
                   {x.name}
                   {x.local && ` (${t.you})`}
                 </b>
-                <small>{[x.plain ? t.call.plain : undefined, x.otherDevice ? t.call.otherDevice : undefined, x.userId].filter(Boolean).join(" · ")}</small>
+                <small>{[x.phone ? t.phone.mark : undefined, x.phone?.held ? t.phone.held : undefined, x.plain ? t.call.plain : undefined, x.otherDevice ? t.call.otherDevice : undefined, x.userId].filter(Boolean).join(" · ")}</small>
               </span>
+              {leg && <KeypadButton leg={leg} />}
               {x.hand && <Icon name="hand" size={18} />}
               {x.muted && <Icon name="micOff" size={18} />}
               {member && !x.otherDevice && <HostActions room={call.room} member={member} me={me} />}
@@ -370,6 +417,7 @@ function People({ call }: { call: Call }): JSX.Element {
           );
         })}
       </ul>
+      {children}
       <details class="in-room">
         <summary>{t.call.inRoom}</summary>
         <Members room={call.room} />

@@ -6,16 +6,21 @@ import { dayName, timeOfDay } from "../lib/format.ts";
 import { go } from "../lib/router.ts";
 import { accessOf, callLink, callMembers, isUserId, may, mayInvite, nameOf } from "../matrix/rooms.ts";
 import { timelineOf, type Item } from "../matrix/timeline.ts";
+import { spacedPin } from "../phone/api.ts";
 import { t } from "../strings/en.ts";
 import { useSubmit } from "./door.tsx";
 import { Icon } from "./icons.tsx";
 import { useSummary } from "./lobby.tsx";
 import { Ask, Button, CopyButton, Face, Faces, Field, IconButton, Sheet } from "./parts.tsx";
+import { PhonePanel, useRoomPhones, Waiting } from "./phone.tsx";
 
 /** RoomView is one room: its head, its timeline, and on demand its members. */
 export function RoomView({ room }: { room: Room }): JSX.Element {
   const client = useMatrix();
-  const [sheet, setSheet] = useState(false);
+  const [sheet, setSheet] = useState<"members" | "phone">();
+  const [found, look] = useRoomPhones(room);
+  const line = found?.pin ? found.numbers[0] : undefined;
+  const toggle = (which: "members" | "phone") => setSheet(sheet === which ? undefined : which);
   const encrypted = room.hasEncryptionStateEvent();
   const inside = callMembers(client, room).map((id) => ({ id, name: nameOf(room, id) }));
   const enter = () => go({ at: "call", room: room.roomId, via: [], guest: false });
@@ -33,13 +38,25 @@ export function RoomView({ room }: { room: Room }): JSX.Element {
               <Icon name={encrypted ? "lock" : "unlock"} size={14} /> {encrypted ? t.room.encrypted : t.room.notEncrypted}
             </span>
             {accessOf(room) === "anyone" && <span class="wide-only"> · {t.room.anyone}</span>}
+            {line && (
+              <span class="wide-only phone-line" data-testid="room-line">
+                {" "}
+                · <Icon name="phone" size={14} /> {t.phone.inHead(line.display, spacedPin(found!.pin))}
+              </span>
+            )}
           </small>
         </div>
         <div class="head-actions">
           <span class="wide-only">
             <CopyButton kind="ghost" label={t.room.copyLink} done={t.room.linkCopied} text={() => callLink(client, room, location.origin)} testId="copy-link" />
           </span>
-          <button type="button" class="button ghost" aria-label={`${t.room.showMembers}: ${room.getJoinedMemberCount()}`} aria-expanded={sheet} onClick={() => setSheet(!sheet)} data-testid="members">
+          {found && (
+            <button type="button" class="button ghost phone-mark" aria-label={t.phone.title} title={t.phone.title} aria-expanded={sheet === "phone"} onClick={() => toggle("phone")} data-testid="room-phone">
+              <Icon name="keypad" size={20} />
+              {found.waiting.length > 0 && found.mayAdmit && <span class="badge">{found.waiting.length}</span>}
+            </button>
+          )}
+          <button type="button" class="button ghost" aria-label={`${t.room.showMembers}: ${room.getJoinedMemberCount()}`} aria-expanded={sheet === "members"} onClick={() => toggle("members")} data-testid="members">
             <Icon name="people" size={20} />
             {room.getJoinedMemberCount()}
           </button>
@@ -64,8 +81,14 @@ export function RoomView({ room }: { room: Room }): JSX.Element {
       )}
       <div class="room-body">
         <Chat room={room} />
-        {sheet && (
-          <Sheet title={t.room.members(room.getJoinedMemberCount())} onClose={() => setSheet(false)} testId="members-sheet">
+        {sheet === "phone" && found && (
+          <Sheet title={t.phone.title} onClose={() => setSheet(undefined)} testId="phone-sheet">
+            {found.mayAdmit && <Waiting legs={found.waiting} onDone={look} />}
+            <PhonePanel room={room} found={found} look={look} />
+          </Sheet>
+        )}
+        {sheet === "members" && (
+          <Sheet title={t.room.members(room.getJoinedMemberCount())} onClose={() => setSheet(undefined)} testId="members-sheet">
             <Members room={room} />
           </Sheet>
         )}
