@@ -1,0 +1,222 @@
+package guard
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"math/big"
+	"strings"
+	"sync"
+	"time"
+)
+
+// PINs is the configuration of asking for PINs.
+type PINs struct {
+	Attempts int           // per call
+	Lockout  time.Duration // the first lock-out; it doubles with each further one, up to a day
+	Caller   int           // wrong PINs of one caller in an hour before a lock-out
+	Called   int           // wrong PINs for one called number in an hour before a lock-out
+}
+
+// DefaultPINs returns the defaults.
+func DefaultPINs() PINs {
+	return PINs{Attempts: 3, Lockout: 10 * time.Minute, Caller: 3, Called: 30}
+}
+
+// maxTries is how many callers and called numbers are remembered at once.
+const maxTries = 20000
+
+// Attempts counts wrong PINs. It may be used by many at once.
+type Attempts struct {
+	cfg PINs
+
+	mu     sync.Mutex // guards the following fields
+	caller map[string]*tries
+	called map[string]*tries
+	swept  time.Time
+}
+
+// tries are the wrong PINs of one caller or for one called number.
+type tries struct {
+	wrong  int       // since the last lock-out or pause of an hour
+	last   time.Time // of them
+	until  time.Time // locked
+	locked int       // how often, since a day without one
+}
+
+// NewAttempts returns counters at zero.
+func NewAttempts(cfg PINs) *Attempts {
+	d := DefaultPINs()
+	if cfg.Attempts <= 0 {
+		cfg.Attempts = d.Attempts
+	}
+	if cfg.Lockout <= 0 {
+		cfg.Lockout = d.Lockout
+	}
+	if cfg.Caller <= 0 {
+		cfg.Caller = d.Caller
+	}
+	if cfg.Called <= 0 {
+		cfg.Called = d.Called
+	}
+	return &Attempts{cfg: cfg, caller: make(map[string]*tries), called: make(map[string]*tries)}
+}
+
+// Locked returns how long nobody need try: the longer of the lock-outs of the
+// caller and of the called number, 0 if neither is locked. A caller without a
+// number counts as one caller together with all others of the kind.
+//
+// While locked, the menu must go on as ever (ask, listen, say "wrong") and not
+// look the PIN up: an answer that differs would say which guess was right.
+func (a *Attempts) Locked(now time.Time, caller, called string) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var left time.Duration
+	for _, t := range []*tries{a.caller[caller], a.called[called]} {
+		if t != nil {
+			left = max(left, t.until.Sub(now))
+		}
+	}
+	return left
+}
+
+// A Try is one wrong PIN.
+type Try struct {
+	Caller   string // number; empty if anonymous
+	Called   string
+	Count    int           // which try of this call it was, from 1
+	Attempts int           // of the dispatch rule; 0: as configured
+	Lockout  time.Duration // of the dispatch rule; 0: as configured
+}
+
+// Wrong counts a wrong PIN, or the PIN of a room that is not there: there is no
+// difference. It reports whether this call has had its last try.
+func (a *Attempts) Wrong(now time.Time, t Try) (hangUp bool) {
+	if t.Attempts <= 0 {
+		t.Attempts = a.cfg.Attempts
+	}
+	if t.Lockout <= 0 {
+		t.Lockout = a.cfg.Lockout
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sweep(now)
+	miss(now, a.caller, t.Caller, max(a.cfg.Caller, t.Attempts), t.Lockout)
+	miss(now, a.called, t.Called, a.cfg.Called, t.Lockout)
+	return t.Count >= t.Attempts
+}
+
+// maxLockout is the longest lock-out.
+const maxLockout = 24 * time.Hour
+
+func miss(now time.Time, all map[string]*tries, who string, most int, lockout time.Duration) {
+	t := all[who]
+	if t == nil {
+		if len(all) >= maxTries {
+			forgetTries(all)
+		}
+		t = &tries{}
+		all[who] = t
+	}
+	if now.Before(t.until) {
+		t.last = now
+		return // does not grow while it lasts: others must not be able to keep a number locked for ever
+	}
+	if now.Sub(t.last) >= time.Hour {
+		t.wrong = 0
+	}
+	if now.Sub(t.until) >= maxLockout {
+		t.locked = 0
+	}
+	t.wrong++
+	t.last = now
+	if t.wrong >= most {
+		t.until = now.Add(min(min(lockout, maxLockout)<<min(t.locked, 10), maxLockout))
+		t.locked++
+		t.wrong = 0
+	}
+}
+
+// sweep forgets who has been quiet for a day. a.mu is held.
+func (a *Attempts) sweep(now time.Time) {
+	if now.Sub(a.swept) < time.Minute {
+		return
+	}
+	a.swept = now
+	for _, all := range []map[string]*tries{a.caller, a.called} {
+		for who, t := range all {
+			if now.Sub(t.last) >= maxLockout && now.Sub(t.until) >= maxLockout {
+				delete(all, who)
+			}
+		}
+	}
+}
+
+// forgetTries makes room without letting go of a lock-out if it can: of a few,
+// the one that is not locked and was quiet for longest goes.
+func forgetTries(all map[string]*tries) {
+	worst, looked := "", 0
+	for who, t := range all {
+		if w := all[worst]; looked == 0 || t.until.Before(w.until) || t.until.Equal(w.until) && t.last.Before(w.last) {
+			worst = who
+		}
+		if looked++; looked == 32 {
+			break
+		}
+	}
+	delete(all, worst)
+}
+
+// Right forgets the caller's earlier mistakes, not those at the called number: a
+// guesser who knows one PIN must not clear the way with it. A caller without a
+// number stays as it is, being many.
+func (a *Attempts) Right(now time.Time, caller string) {
+	if caller == "" {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if t := a.caller[caller]; t != nil && !now.Before(t.until) {
+		t.wrong = 0
+	}
+}
+
+// HashPIN returns what is stored and looked up in place of a PIN: an HMAC-SHA256
+// under a key of the server, hex. A PIN has too few digits for anything that is
+// not keyed.
+func HashPIN(key []byte, pin string) string {
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte("trunkhall pin\x00"))
+	mac.Write([]byte(pin))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// SamePIN compares a PIN with a stored hash in constant time.
+func SamePIN(key []byte, pin, hash string) bool {
+	return hmac.Equal([]byte(HashPIN(key, pin)), []byte(hash))
+}
+
+// NewPIN returns a random PIN of that many digits, at least 6. Each is as likely
+// as any other; none begins with 0, which some people would leave out, and none
+// is one digit repeated or a row such as 123456.
+func NewPIN(digits int) string {
+	digits = max(digits, 6)
+	low := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(digits-1)), nil)
+	span := new(big.Int).Mul(low, big.NewInt(9))
+	for {
+		n, err := rand.Int(rand.Reader, span)
+		if err != nil {
+			panic(err) // crypto/rand never fails
+		}
+		if pin := n.Add(n, low).String(); !guessable(pin) {
+			return pin
+		}
+	}
+}
+
+// guessable reports whether the digits are all the same or a row up or down.
+func guessable(pin string) bool {
+	const up, down = "01234567890123456789", "98765432109876543210"
+	return strings.Trim(pin, pin[:1]) == "" || strings.Contains(up, pin) || strings.Contains(down, pin)
+}
