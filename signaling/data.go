@@ -62,6 +62,7 @@ func (p *participant) receiveData(e sfu.EventData) {
 	}
 	p.claimAuthorship(packet)
 	packet.Kind = livekit.DataPacket_Kind(e.Kind) //nolint:staticcheck // clients read it
+	p.s.pressKeys(p.roomName, packet)
 	p.s.distribute(p.roomName, p, packet, e.Kind)
 }
 

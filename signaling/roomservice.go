@@ -30,7 +30,7 @@ func (s *Server) roomService() map[string]twirpMethod {
 	}
 }
 
-var errDenied = &twirpError{twirpUnauthenticated, "permissions denied"}
+var errDenied = &twirpError{code: twirpUnauthenticated, text: "permissions denied"}
 
 // mayCreate and its siblings check the caller's grant. LiveKit answers a wrong
 // grant like a missing token, with "unauthenticated".
@@ -54,11 +54,11 @@ func (s *Server) createRoom(_ context.Context, c *claims, r *livekit.CreateRoomR
 	}
 	switch {
 	case r.GetName() == "":
-		return nil, &twirpError{twirpInvalidArgument, "no room name"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "no room name"}
 	case len(r.GetName()) > maxNameLen:
-		return nil, &twirpError{twirpInvalidArgument, "room name length exceeds limits"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "room name length exceeds limits"}
 	case len(r.GetMetadata()) > maxMetadata:
-		return nil, &twirpError{twirpInvalidArgument, "metadata size exceeds limits"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "metadata size exceeds limits"}
 	}
 	room := s.deps.SFU.OpenRoom(call.RoomName(r.GetName()), s.roomOptions(&livekit.RoomConfiguration{
 		EmptyTimeout:     r.GetEmptyTimeout(),
@@ -142,13 +142,13 @@ func (s *Server) removeParticipant(ctx context.Context, c *claims, r *livekit.Ro
 	}
 	switch {
 	case s.rtc != nil && time.Until(floor) > floorKept:
-		return nil, &twirpError{twirpInvalidArgument, "revoke_token_ts is too far in the future"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "revoke_token_ts is too far in the future"}
 	case s.rtc != nil:
 		if err := s.rtc.revokeBefore(ctx, room, id, floor); err != nil {
 			return nil, fmt.Errorf("revoke tokens: %w", err)
 		}
 	case ts != 0:
-		return nil, &twirpError{twirpUnimplemented, "this server keeps no track of tokens"}
+		return nil, &twirpError{code: twirpUnimplemented, text: "this server keeps no track of tokens"}
 	default:
 		s.evict(room, id, sfu.ReasonParticipantRemoved)
 	}
@@ -165,10 +165,10 @@ func (s *Server) mutePublishedTrack(_ context.Context, c *claims, r *livekit.Mut
 	sid := call.TrackSID(r.GetTrackSid())
 	track, ok := trackOf(m, sid)
 	if !ok {
-		return nil, &twirpError{twirpNotFound, "track not found"}
+		return nil, &twirpError{code: twirpNotFound, text: "track not found"}
 	}
 	if track.Muted && !r.GetMuted() {
-		return nil, &twirpError{twirpFailedPrecondition, "remote unmute is not enabled"}
+		return nil, &twirpError{code: twirpFailedPrecondition, text: "remote unmute is not enabled"}
 	}
 	if err := m.MuteByServer(sid, r.GetMuted()); err != nil {
 		return nil, fmt.Errorf("mute track: %w", err)
@@ -194,7 +194,7 @@ func (s *Server) updateParticipant(_ context.Context, c *claims, r *livekit.Upda
 	}
 	g := m.Grant()
 	if len(r.GetName()) > maxNameLen || len(r.GetMetadata()) > maxMetadata || mergedSize(g.Attrs, r.GetAttributes()) > maxAttributes {
-		return nil, &twirpError{twirpInvalidArgument, "name, metadata or attributes exceed limits"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "name, metadata or attributes exceed limits"}
 	}
 	if err := m.UpdateSelf(r.GetName(), r.GetMetadata(), r.GetAttributes()); err != nil {
 		return nil, fmt.Errorf("update participant: %w", err)
@@ -233,9 +233,9 @@ func (s *Server) sendDataMessage(_ context.Context, c *claims, r *livekit.SendDa
 	}
 	switch {
 	case r.GetKind() != livekit.DataPacket_RELIABLE && r.GetKind() != livekit.DataPacket_LOSSY:
-		return nil, &twirpError{twirpInvalidArgument, "unknown kind of data"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "unknown kind of data"}
 	case len(r.GetData()) > maxSentData:
-		return nil, &twirpError{twirpInvalidArgument, "data size exceeds limits"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "data size exceeds limits"}
 	}
 	h := s.hall(call.RoomName(r.GetRoom()))
 	if h == nil || !h.nonces.first(r.GetNonce(), time.Now()) {
@@ -265,7 +265,7 @@ func (s *Server) updateRoomMetadata(_ context.Context, c *claims, r *livekit.Upd
 		return nil, err
 	}
 	if len(r.GetMetadata()) > maxMetadata {
-		return nil, &twirpError{twirpInvalidArgument, "metadata size exceeds limits"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "metadata size exceeds limits"}
 	}
 	room.SetMetadata(r.GetMetadata())
 	info := room.Info()
@@ -276,7 +276,7 @@ func (s *Server) updateRoomMetadata(_ context.Context, c *claims, r *livekit.Upd
 func (s *Server) roomNamed(name string) (*sfu.Room, error) {
 	room, ok := s.deps.SFU.Room(call.RoomName(name))
 	if !ok {
-		return nil, &twirpError{twirpNotFound, "requested room does not exist"}
+		return nil, &twirpError{code: twirpNotFound, text: "requested room does not exist"}
 	}
 	return room, nil
 }
@@ -288,11 +288,11 @@ func (s *Server) memberNamed(c *claims, room, identity string) (*sfu.Member, err
 	}
 	r, ok := s.deps.SFU.Room(call.RoomName(room))
 	if !ok {
-		return nil, &twirpError{twirpNotFound, "participant does not exist"}
+		return nil, &twirpError{code: twirpNotFound, text: "participant does not exist"}
 	}
 	m, ok := r.Member(call.Identity(identity))
 	if !ok {
-		return nil, &twirpError{twirpNotFound, "participant does not exist"}
+		return nil, &twirpError{code: twirpNotFound, text: "participant does not exist"}
 	}
 	return m, nil
 }

@@ -39,7 +39,7 @@ var (
 )
 
 func (e rpcError) twirp() error {
-	return &twirpError{e.code, fmt.Sprintf("RpcError %d: %s", e.number, e.text)}
+	return &twirpError{code: e.code, text: fmt.Sprintf("RpcError %d: %s", e.number, e.text)}
 }
 
 // rpcFromClient translates the error that a client has answered with.
@@ -124,7 +124,7 @@ func (s *Server) performRPC(ctx context.Context, c *claims, r *livekit.PerformRp
 	}
 	switch {
 	case r.GetDestinationIdentity() == "":
-		return nil, &twirpError{twirpInvalidArgument, "destination identity is required"}
+		return nil, &twirpError{code: twirpInvalidArgument, text: "destination identity is required"}
 	case len(r.GetPayload()) > rpcMaxPayload:
 		return nil, errRPCTooLong.twirp()
 	}

@@ -35,6 +35,13 @@ type claims struct {
 	Kind       string            `json:"kind,omitempty"`
 	RoomConfig json.RawMessage   `json:"roomConfig,omitempty"` // protobuf JSON
 	Video      *videoClaim       `json:"video,omitempty"`
+	SIP        *sipClaim         `json:"sip,omitempty"`
+}
+
+// sipClaim is the grant for telephones: to administer trunks and rules, to call.
+type sipClaim struct {
+	Admin bool `json:"admin,omitempty"`
+	Call  bool `json:"call,omitempty"`
 }
 
 // videoClaim is the grant inside a token. An absent canPublish or canSubscribe

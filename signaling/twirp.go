@@ -35,6 +35,11 @@ const (
 	twirpBadRoute           twirpCode = "bad_route"
 	twirpMalformed          twirpCode = "malformed"
 	twirpResourceExhausted  twirpCode = "resource_exhausted"
+	twirpPermissionDenied   twirpCode = "permission_denied"
+	twirpDeadlineExceeded   twirpCode = "deadline_exceeded"
+	twirpAborted            twirpCode = "aborted"
+	twirpOutOfRange         twirpCode = "out_of_range"
+	twirpUnknown            twirpCode = "unknown"
 )
 
 // twirpStatus is the HTTP status of each code.
@@ -49,13 +54,20 @@ var twirpStatus = map[twirpCode]int{
 	twirpUnimplemented:      http.StatusNotImplemented,
 	twirpBadRoute:           http.StatusNotFound,
 	twirpMalformed:          http.StatusBadRequest,
-	twirpResourceExhausted:  http.StatusRequestEntityTooLarge, // it is only said of bodies
+	twirpResourceExhausted:  http.StatusRequestEntityTooLarge, // of bodies; see sipHTTPStatus
+	twirpPermissionDenied:   http.StatusForbidden,
+	twirpDeadlineExceeded:   http.StatusRequestTimeout,
+	twirpAborted:            http.StatusConflict,
+	twirpOutOfRange:         http.StatusBadRequest,
+	twirpUnknown:            http.StatusInternalServerError,
 }
 
 // A twirpError is an error that says its own code.
 type twirpError struct {
-	code twirpCode
-	text string
+	code   twirpCode
+	text   string
+	meta   map[string]string // details that SDKs read; may be nil
+	status int               // instead of the code's HTTP status; 0: that
 }
 
 func (e *twirpError) Error() string { return e.text }
@@ -99,32 +111,38 @@ func (s *Server) serveTwirp(w http.ResponseWriter, r *http.Request, name string)
 
 func (s *Server) callTwirp(r *http.Request, name string) (proto.Message, twirpCodec, error) {
 	if r.Method != http.MethodPost {
-		return nil, twirpCodec{}, &twirpError{twirpBadRoute, "unsupported method " + r.Method + " (only POST is allowed)"}
+		return nil, twirpCodec{}, &twirpError{code: twirpBadRoute, text: "unsupported method " + r.Method + " (only POST is allowed)"}
 	}
 	codec, ok := twirpCodecFor(r.Header.Get("Content-Type"))
 	if !ok {
-		return nil, codec, &twirpError{twirpBadRoute, "unexpected Content-Type"}
+		return nil, codec, &twirpError{code: twirpBadRoute, text: "unexpected Content-Type"}
 	}
 	if _, _, ok := strings.Cut(name, "/"); !ok {
-		return nil, codec, &twirpError{twirpBadRoute, "no handler for path"}
+		return nil, codec, &twirpError{code: twirpBadRoute, text: "no handler for path"}
 	}
 	c, err := s.authenticateTwirp(r)
 	if err != nil {
 		return nil, codec, err
 	}
 	serve, ok := s.roomService()[name]
+	if !ok && s.phones != nil {
+		serve, ok = s.sipService()[name]
+	}
+	if !ok && strings.HasPrefix(name, sipPrefix) && s.phones == nil {
+		return nil, codec, &twirpError{code: twirpUnimplemented, text: "telephones are switched off: the configuration has no trunks"}
+	}
 	if !ok {
-		return nil, codec, &twirpError{twirpUnimplemented, name + " is not implemented by this server"}
+		return nil, codec, &twirpError{code: twirpUnimplemented, text: name + " is not implemented by this server"}
 	}
 	body, err := io.ReadAll(r.Body)
 	if tooBig := new(http.MaxBytesError); errors.As(err, &tooBig) {
-		return nil, codec, &twirpError{twirpResourceExhausted, "request too large"}
+		return nil, codec, &twirpError{code: twirpResourceExhausted, text: "request too large"}
 	} else if err != nil {
-		return nil, codec, &twirpError{twirpMalformed, "cannot read the request"}
+		return nil, codec, &twirpError{code: twirpMalformed, text: "cannot read the request"}
 	}
 	response, err := serve(r.Context(), c, func(m proto.Message) error {
 		if err := codec.unmarshal(body, m); err != nil {
-			return &twirpError{twirpMalformed, "the request could not be decoded"}
+			return &twirpError{code: twirpMalformed, text: "the request could not be decoded"}
 		}
 		return nil
 	})
@@ -139,11 +157,14 @@ func (s *Server) callTwirp(r *http.Request, name string) (proto.Message, twirpCo
 func (s *Server) authenticateTwirp(r *http.Request) (*claims, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
-		return nil, &twirpError{twirpUnauthenticated, "permissions denied"}
+		return nil, &twirpError{code: twirpUnauthenticated, text: "permissions denied"}
 	}
 	c, err := s.verify(token)
+	if err == nil && c.Video == nil && c.SIP != nil {
+		c.Video = &videoClaim{} // a token for telephones only
+	}
 	if err != nil || c.Video == nil {
-		return nil, &twirpError{twirpUnauthenticated, "invalid authorization token"}
+		return nil, &twirpError{code: twirpUnauthenticated, text: "invalid authorization token"}
 	}
 	return c, nil
 }
@@ -172,17 +193,27 @@ func twirpCodecFor(contentType string) (twirpCodec, bool) {
 
 func writeTwirpError(w http.ResponseWriter, err error) {
 	code, text := edgeOf(err).twirp, "internal error"
-	if own := new(twirpError); errors.As(err, &own) {
+	var own *twirpError
+	if errors.As(err, &own) {
 		code, text = own.code, own.text
 	} else if code != twirpInternal {
 		text = twirpText(err)
 	}
-	body, _ := json.Marshal(struct {
-		Code twirpCode `json:"code"`
-		Msg  string    `json:"msg"`
-	}{code, text})
+	answer := struct {
+		Code twirpCode         `json:"code"`
+		Msg  string            `json:"msg"`
+		Meta map[string]string `json:"meta,omitempty"`
+	}{Code: code, Msg: text}
+	status := twirpStatus[code]
+	if own != nil {
+		answer.Meta = own.meta
+		if own.status != 0 {
+			status = own.status
+		}
+	}
+	body, _ := json.Marshal(answer)
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(twirpStatus[code])
+	w.WriteHeader(status)
 	_, _ = w.Write(body)
 }
 
