@@ -45,7 +45,10 @@ type Phones interface {
 
 // SetPhones tells signaling of the telephone gateway. It is called once, before
 // Run: the gateway is made of signaling's PhoneDirectory and so comes later.
-func (s *Server) SetPhones(p Phones) { s.phones = p }
+func (s *Server) SetPhones(p Phones) {
+	s.phones = p
+	p.OnDigit(s.keyPressed)
+}
 
 // A PhoneDirectory finds places for telephones: in Matrix rooms, where a phone
 // sits as a user of its own (a ghost), and in plain media rooms. It implements
