@@ -44,7 +44,7 @@ $(client_built): $(client_sources)
 # command:Debian package
 test_tools := chromium:chromium gcc:gcc turnutils_uclient:coturn nginx:nginx-light \
 	caddy:caddy systemd-analyze:systemd git:git \
-	baresip:baresip sipp:sip-tester kamailio:kamailio
+	baresip:baresip-core sipp:sip-tester kamailio:kamailio
 
 .PHONY: test-tools
 test-tools:

@@ -119,7 +119,7 @@ func (p *Phone) configure(t testing.TB, control string) {
 	if err := says.WriteWAV(source); err != nil {
 		t.Fatal(err)
 	}
-	rtp := FreePort(t, o.IP)
+	rtp := FreePorts(t, o.IP, 18)
 	listen := net.JoinHostPort(o.IP, strconv.Itoa(p.Port))
 	if o.Transport == "tls" {
 		listen = net.JoinHostPort(o.IP, strconv.Itoa(p.Port-1)) // baresip takes the next port for TLS

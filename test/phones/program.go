@@ -145,20 +145,30 @@ var ports atomic.Int32
 
 func init() {
 	// Another process of these tests, on the same machine, begins elsewhere.
-	ports.Store(int32(os.Getpid() % 200 * 40))
+	ports.Store(int32(os.Getpid() % 180 * 100))
 }
 
 // FreePort returns a port that nobody uses, of UDP and TCP, at ip.
 func FreePort(t testing.TB, ip string) int {
 	t.Helper()
+	return FreePorts(t, ip, 2)
+}
+
+// FreePorts returns the first of n ports in a row that nobody uses; it is even.
+func FreePorts(t testing.TB, ip string, n int) int {
+	t.Helper()
+	n += n % 2
+search:
 	for range 1000 {
-		port := 11000 + int(ports.Add(2))%8000
-		addr := netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port))
-		if free(addr) {
-			return port
+		first := 11000 + (int(ports.Add(int32(n)))-n)%18000
+		for port := first; port < first+n; port++ {
+			if !free(netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port))) {
+				continue search
+			}
 		}
+		return first
 	}
-	t.Fatal("no port is free")
+	t.Fatal("no ports are free")
 	return 0
 }
 
