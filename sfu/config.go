@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 )
 
 // Config is what an operator may choose about the SFU. The yaml names are the
@@ -31,11 +32,15 @@ type Config struct {
 	MaxParticipants int `yaml:"max_participants"`
 	// MaxTracks bounds the tracks that one member may publish.
 	MaxTracks int `yaml:"max_tracks"`
+	// AudioHold is how long a packet of sound may wait for others to the same
+	// client, so that they cost one send together; 0 to 20 ms. Pictures wait
+	// for a millisecond at most.
+	AudioHold time.Duration `yaml:"audio_hold"`
 }
 
 // DefaultConfig returns the settings of a configuration file that says nothing.
 func DefaultConfig() Config {
-	return Config{UDPPort: 7882, TCPPort: 7881, ICELite: true, MaxTracks: 32}
+	return Config{UDPPort: 7882, TCPPort: 7881, ICELite: true, MaxTracks: 32, AudioHold: 5 * time.Millisecond}
 }
 
 // Validate reports everything that is wrong, each complaint named by its key.
@@ -63,6 +68,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxTracks < 1 {
 		errs = append(errs, fmt.Errorf("sfu.max_tracks: %d leaves nobody a track; at least 1", c.MaxTracks))
+	}
+	if c.AudioHold < 0 || c.AudioHold > 20*time.Millisecond {
+		errs = append(errs, fmt.Errorf("sfu.audio_hold: %s is not between 0s and 20ms", c.AudioHold))
 	}
 	return errors.Join(errs...)
 }

@@ -57,7 +57,7 @@ func listen(cfg Config, log *slog.Logger) (*network, error) {
 		_ = c.SetReadBuffer(socketBuffer) // best effort: the kernel has its own limit
 		_ = c.SetWriteBuffer(socketBuffer)
 		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{
-			UDPConn: mediaSocket{c, &n.sends}, Logger: pionLogger{log, "ice"},
+			UDPConn: newMediaSocket(c, cfg.AudioHold, &n.sends), Logger: pionLogger{log, "ice"},
 		}))
 	}
 	n.udpPort = conns[0].LocalAddr().(*net.UDPAddr).Port
