@@ -57,6 +57,7 @@ type demoTURN struct {
 
 type demoFlags struct {
 	listen           string
+	config           string
 	data             string
 	json             bool
 	openRegistration bool
@@ -71,6 +72,7 @@ func demo(ctx context.Context, e env) error {
 		"environment as for 'serve'; the media ports are any free ones.")
 	var f demoFlags
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8008", "`host:port` of the HTTP port; port 0 takes any free one")
+	fs.StringVar(&f.config, "config", "", "configuration `file` under the demo's own settings, as for telephone lines")
 	fs.StringVar(&f.data, "data", "", "keep the data in this `directory`; otherwise it is removed at the end")
 	fs.BoolVar(&f.json, "json", false, "print one line of JSON when ready, for programs")
 	fs.BoolVar(&f.openRegistration, "open-registration", true, "let everybody make an account")
@@ -80,7 +82,7 @@ func demo(ctx context.Context, e env) error {
 	if err := e.parse(fs, 0); err != nil {
 		return err
 	}
-	cfg, err := e.load("")
+	cfg, err := e.load(f.config)
 	if err != nil {
 		return err
 	}
