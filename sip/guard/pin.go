@@ -34,6 +34,7 @@ type Attempts struct {
 	mu     sync.Mutex // guards the following fields
 	caller map[string]*tries
 	called map[string]*tries
+	good   map[string]time.Time // callers who knew a PIN, and when
 	swept  time.Time
 }
 
@@ -43,6 +44,8 @@ type tries struct {
 	last   time.Time // of them
 	until  time.Time // locked
 	locked int       // how often, since a day without one
+	today  int       // wrong since day; Right does not clear it
+	day    time.Time
 }
 
 // NewAttempts returns counters at zero.
@@ -60,25 +63,38 @@ func NewAttempts(cfg PINs) *Attempts {
 	if cfg.Called <= 0 {
 		cfg.Called = d.Called
 	}
-	return &Attempts{cfg: cfg, caller: make(map[string]*tries), called: make(map[string]*tries)}
+	return &Attempts{cfg: cfg, caller: make(map[string]*tries), called: make(map[string]*tries), good: make(map[string]time.Time)}
 }
+
+// goodFor is how long a caller who knew a PIN is let through a lock-out of the
+// called number: strangers must not be able to shut everybody out.
+const goodFor = 30 * 24 * time.Hour
 
 // Locked returns how long nobody need try: the longer of the lock-outs of the
 // caller and of the called number, 0 if neither is locked. A caller without a
-// number counts as one caller together with all others of the kind.
+// number counts as one caller together with all others of the kind. The called
+// number's does not hold for a caller who knew a PIN lately.
 //
-// While locked, the menu must go on as ever (ask, listen, say "wrong") and not
-// look the PIN up: an answer that differs would say which guess was right.
+// While locked, the menu must go on as ever (ask, listen, say "wrong", call
+// Wrong) and not look the PIN up: an answer that differs would say which guess
+// was right.
 func (a *Attempts) Locked(now time.Time, caller, called string) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var left time.Duration
-	for _, t := range []*tries{a.caller[caller], a.called[called]} {
-		if t != nil {
-			left = max(left, t.until.Sub(now))
-		}
+	return a.lockedFor(now, caller, called)
+}
+
+func (a *Attempts) lockedFor(now time.Time, caller, called string) (left time.Duration) {
+	if t := a.caller[caller]; t != nil {
+		left = t.until.Sub(now)
 	}
-	return left
+	if at, known := a.good[caller]; known && now.Sub(at) < goodFor {
+		return max(left, 0)
+	}
+	if t := a.called[called]; t != nil {
+		left = max(left, t.until.Sub(now))
+	}
+	return max(left, 0)
 }
 
 // A Try is one wrong PIN.
@@ -102,15 +118,21 @@ func (a *Attempts) Wrong(now time.Time, t Try) (hangUp bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sweep(now)
-	miss(now, a.caller, t.Caller, max(a.cfg.Caller, t.Attempts), t.Lockout)
-	miss(now, a.called, t.Called, a.cfg.Called, t.Lockout)
+	if a.lockedFor(now, t.Caller, t.Called) > 0 {
+		return t.Count >= t.Attempts // nothing was tried; and nobody may keep a number locked by calling on
+	}
+	most := max(a.cfg.Caller, t.Attempts)
+	miss(now, a.caller, t.Caller, most, 4*most, t.Lockout)
+	miss(now, a.called, t.Called, a.cfg.Called, 0, t.Lockout)
 	return t.Count >= t.Attempts
 }
 
 // maxLockout is the longest lock-out.
 const maxLockout = 24 * time.Hour
 
-func miss(now time.Time, all map[string]*tries, who string, most int, lockout time.Duration) {
+// miss counts a wrong PIN. most in an hour, or daily in a day whatever was right
+// in between, are too many; a daily of 0 is no limit. a.mu is held.
+func miss(now time.Time, all map[string]*tries, who string, most, daily int, lockout time.Duration) {
 	t := all[who]
 	if t == nil {
 		if len(all) >= maxTries {
@@ -120,8 +142,7 @@ func miss(now time.Time, all map[string]*tries, who string, most int, lockout ti
 		all[who] = t
 	}
 	if now.Before(t.until) {
-		t.last = now
-		return // does not grow while it lasts: others must not be able to keep a number locked for ever
+		return
 	}
 	if now.Sub(t.last) >= time.Hour {
 		t.wrong = 0
@@ -129,9 +150,13 @@ func miss(now time.Time, all map[string]*tries, who string, most int, lockout ti
 	if now.Sub(t.until) >= maxLockout {
 		t.locked = 0
 	}
+	if now.Sub(t.day) >= 24*time.Hour {
+		t.today, t.day = 0, now
+	}
 	t.wrong++
+	t.today++
 	t.last = now
-	if t.wrong >= most {
+	if t.wrong >= most || daily > 0 && t.today >= daily {
 		t.until = now.Add(min(min(lockout, maxLockout)<<min(t.locked, 10), maxLockout))
 		t.locked++
 		t.wrong = 0
@@ -144,6 +169,11 @@ func (a *Attempts) sweep(now time.Time) {
 		return
 	}
 	a.swept = now
+	for caller, at := range a.good {
+		if now.Sub(at) >= goodFor {
+			delete(a.good, caller)
+		}
+	}
 	for _, all := range []map[string]*tries{a.caller, a.called} {
 		for who, t := range all {
 			if now.Sub(t.last) >= maxLockout && now.Sub(t.until) >= maxLockout {
@@ -179,6 +209,9 @@ func (a *Attempts) Right(now time.Time, caller string) {
 	defer a.mu.Unlock()
 	if t := a.caller[caller]; t != nil && !now.Before(t.until) {
 		t.wrong = 0
+	}
+	if len(a.good) < maxTries {
+		a.good[caller] = now
 	}
 }
 

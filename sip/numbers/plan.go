@@ -177,8 +177,8 @@ const separators = " -./()\t" +
 // normalise goes through the rules in their order up to the kind of the number.
 // The extension that decided, if one did, is returned.
 func (p *Plan) normalise(r *Result, digits string) Extension {
-	if p.isEmergency(digits) {
-		p.emergencyCall(r, digits)
+	if number, is := p.emergencyIn(digits); is {
+		p.emergencyCall(r, number)
 		return Extension{}
 	}
 	r.step("emergency", "skip", "", "%s is no emergency number%s", digits, p.in())
@@ -204,19 +204,19 @@ func (p *Plan) normalise(r *Result, digits string) Extension {
 	return Extension{}
 }
 
-// isEmergency reports whether the digits, as dialled, reach an emergency service.
-func (p *Plan) isEmergency(digits string) bool {
+// emergencyIn returns the emergency number that the digits, as dialled, reach. A
+// + or zeros in front do not make another number of it, or not in every network.
+func (p *Plan) emergencyIn(digits string) (string, bool) {
 	bare := strings.TrimPrefix(digits, "+")
-	if p.emergency[bare] {
-		return true
+	for _, number := range []string{bare, strings.TrimLeft(bare, "0")} {
+		if p.emergency[number] || p.country != "" && phonenumbers.IsEmergencyNumber(number, p.country) {
+			return number, true
+		}
 	}
-	// In many networks whatever follows 112 or 911 is not waited for. Those of our
-	// own table are matched whole: an extension 1101 may exist.
-	return p.country != "" && phonenumbers.IsEmergencyNumber(bare, p.country)
+	return "", false
 }
 
-func (p *Plan) emergencyCall(r *Result, digits string) {
-	bare := strings.TrimPrefix(digits, "+")
+func (p *Plan) emergencyCall(r *Result, bare string) {
 	if p.trunk == "" {
 		r.step("emergency", "refuse", "", "%s is an emergency number and there is no emergency_trunk", bare)
 		r.refuse(Emergency, "emergency numbers cannot be called from here: dial from a phone, which can be located")

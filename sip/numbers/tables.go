@@ -141,13 +141,20 @@ func (p *Plan) E164(number string) (string, bool) {
 		return c
 	}, number)
 	if len(bare) <= maxDigits+1 && strings.Trim(strings.TrimPrefix(bare, "+"), "0123456789") == "" && !strings.HasPrefix(bare, "+0") {
-		if n, err := phonenumbers.Parse(bare, p.country); err == nil && phonenumbers.IsValidNumber(n) {
-			return phonenumbers.Format(n, phonenumbers.E164), true
-		}
-		// PBXs and some providers send E.164 without the +.
-		if len(bare) >= 8 && bare[0] != '+' && bare[0] != '0' {
-			if n, err := phonenumbers.Parse("+"+bare, ""); err == nil && phonenumbers.IsValidNumber(n) {
+		// PBXs and some providers send E.164 without the +. Where national numbers
+		// begin with 0, one that does not and is long is rather that.
+		bared := len(bare) >= 11 && bare[0] != '+' && bare[0] != '0'
+		plus := bared && phonenumbers.GetNddPrefixForRegion(p.country, true) == "0"
+		for range 2 {
+			text := bare
+			if plus {
+				text = "+" + bare
+			}
+			if n, err := phonenumbers.Parse(text, p.country); err == nil && phonenumbers.IsValidNumber(n) {
 				return phonenumbers.Format(n, phonenumbers.E164), true
+			}
+			if plus = !plus; plus && !bared {
+				break
 			}
 		}
 	}
