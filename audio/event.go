@@ -9,16 +9,20 @@ import (
 // digits are the DTMF events of RFC 4733 §3.2 in order of their numbers, 0 to 15.
 const digits = "0123456789*#ABCD"
 
-// eventRate is the clock of telephone events here. Beside Opus at 48 kHz a telephone
-// may still offer telephone-event/8000.
+// eventRate is the usual clock of telephone events. Beside Opus they may have 48 kHz.
 const eventRate = 8000
 
 const (
-	frameTicks  = eventRate / 50
-	longestPart = 0xffff / frameTicks * frameTicks // of a long event, RFC 4733 §2.5.1.3
-	eventGap    = 3                                // frames between events: 60 ms
-	eventQueue  = 64
+	eventGap   = 3 // frames between events: 60 ms
+	eventQueue = 64
 )
+
+func eventClock(clock int) int {
+	if clock == 0 {
+		return eventRate
+	}
+	return clock
+}
 
 // EventPacket is one telephone-event packet to send. Sequence number, SSRC and payload
 // type are the sender's.
@@ -31,6 +35,8 @@ type EventPacket struct {
 // EventSender makes RFC 4733 packets of digits, one packet each 20 ms: the digit grows,
 // its end is sent three times, then comes a pause. The zero value is ready.
 type EventSender struct {
+	Clock int // RTP timestamp units per second; zero is 8000
+
 	queue   []keyPress
 	started bool
 	stamp   uint32 // timestamp of this part of the event
@@ -61,7 +67,7 @@ func (s *EventSender) Press(digit byte, d time.Duration) bool {
 func (s *EventSender) Busy() bool { return len(s.queue) > 0 || s.gap > 0 }
 
 // Next returns the packet of this tick, if there is one. now is the RTP timestamp that
-// sound would have, in units of 8 kHz. While there is a packet, send no sound.
+// sound would have. While there is a packet, send no sound.
 func (s *EventSender) Next(now uint32) (EventPacket, bool) {
 	if s.gap > 0 {
 		s.gap--
@@ -76,8 +82,10 @@ func (s *EventSender) Next(now uint32) (EventPacket, bool) {
 		s.started, s.stamp, p.Marker = true, now, true
 	}
 	if s.length < key.frames {
+		frameTicks := eventClock(s.Clock) / 50
+		longestPart := 0xffff / frameTicks * frameTicks // of a long event, RFC 4733 §2.5.1.3
 		if s.part == longestPart {
-			s.stamp, s.part = s.stamp+longestPart, 0
+			s.stamp, s.part = s.stamp+uint32(longestPart), 0
 		}
 		s.length++
 		s.part += frameTicks
@@ -89,7 +97,7 @@ func (s *EventSender) Next(now uint32) (EventPacket, bool) {
 		p.Payload[1] |= 0x80
 		if s.ends++; s.ends == 3 {
 			n := copy(s.queue, s.queue[1:])
-			*s = EventSender{queue: s.queue[:n], gap: eventGap}
+			*s = EventSender{Clock: s.Clock, queue: s.queue[:n], gap: eventGap}
 		}
 	}
 	return p, true
@@ -99,13 +107,15 @@ const (
 	eventSilence = 200 * time.Millisecond // without a packet: its end was lost
 	eventLongest = 70 * time.Second       // no key is held down for longer
 	eventStale   = 5 * time.Second        // after this any timestamp may be new
-	eventSpacing = eventRate * 30 / 1000  // digits that begin closer together are one
+	eventSpacing = 30 * time.Millisecond  // digits that begin closer together are one
 )
 
 // EventReceiver finds the digits in RFC 4733 packets. A digit is its RTP timestamp: it
 // counts once, whether its first packet or the marker bit came or not, however often
 // its end is repeated or overtaken. The zero value is ready.
 type EventReceiver struct {
+	Clock int // RTP timestamp units per second; zero is 8000
+
 	known bool
 	event byte
 	stamp uint32 // where the event, or the last part of it, began
@@ -124,7 +134,7 @@ func (r *EventReceiver) Push(payload []byte, timestamp uint32, now time.Time) by
 	r.Tick(now)
 	event, end := payload[0], payload[1]&0x80 != 0
 	duration := binary.BigEndian.Uint16(payload[2:])
-	ahead := int32(timestamp - r.stamp)
+	ahead, clock := int32(timestamp-r.stamp), eventClock(r.Clock)
 	if r.known && now.Sub(r.last) < eventStale {
 		switch {
 		case ahead == 0: // more of the same, or a repeated end
@@ -133,15 +143,15 @@ func (r *EventReceiver) Push(payload []byte, timestamp uint32, now time.Time) by
 			return 0
 		case ahead < 0: // overtaken
 			return 0
-		case r.down && event == r.event && r.part >= 0x8000 && ahead <= 0x10000 && ahead >= int32(r.part)-eventRate:
+		case r.down && event == r.event && r.part >= 0x8000 && ahead <= 0x10000 && ahead >= int32(r.part)-int32(clock):
 			// The next part of a long event, RFC 4733 §2.5.1.3.
 			r.stamp, r.part, r.last, r.down = timestamp, duration, now, !end
 			return 0
-		case ahead < eventSpacing: // nobody types so fast
+		case ahead < int32(clock)*int32(eventSpacing/time.Millisecond)/1000: // nobody types so fast
 			return 0
 		}
 	}
-	*r = EventReceiver{known: true, event: event, stamp: timestamp, part: duration, begun: now, last: now, down: !end}
+	*r = EventReceiver{Clock: r.Clock, known: true, event: event, stamp: timestamp, part: duration, begun: now, last: now, down: !end}
 	return digits[event]
 }
 

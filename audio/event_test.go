@@ -184,3 +184,24 @@ func FuzzEventReceiver(f *testing.F) {
 		}
 	})
 }
+
+func TestEventsBesideOpusCountIn48kHz(t *testing.T) {
+	s, r := EventSender{Clock: 48000}, EventReceiver{Clock: 48000}
+	s.Press('7', 5*time.Second) // four parts
+	s.Press('7', 100*time.Millisecond)
+	var heard []byte
+	stamps := map[uint32]bool{}
+	for tick := 0; s.Busy(); tick++ {
+		p, ok := s.Next(uint32(tick * 960))
+		if !ok {
+			continue
+		}
+		stamps[p.Timestamp] = true
+		if d := r.Push(p.Payload[:], p.Timestamp, epoch.Add(time.Duration(tick)*FrameDuration)); d != 0 {
+			heard = append(heard, d)
+		}
+	}
+	if len(stamps) != 5 || string(heard) != "77" {
+		t.Errorf("%d timestamps, heard %q", len(stamps), heard)
+	}
+}

@@ -360,6 +360,16 @@ func (j *Jitter) Pull(now time.Time, silent bool) Chunk {
 	return Chunk{Kind: kind, Ticks: head.ticks, Payload: head.payload, Content: head.content}
 }
 
+// Ahead returns, after Pull said Lost, the payload that follows what was lost, nil if it
+// is not there yet. It may hold a copy of what was lost (RFC 6716 §2.1.7), and is valid
+// until the next Push or Pull.
+func (j *Jitter) Ahead() []byte {
+	if len(j.queue) == 0 || j.queue[0].ts != j.cursor || j.queue[0].seq <= j.lastSeq+1 {
+		return nil
+	}
+	return j.queue[0].payload
+}
+
 func (j *Jitter) lost(ticks int) Chunk {
 	j.stats.Concealed += j.duration(int64(ticks))
 	return Chunk{Kind: Lost, Ticks: ticks}

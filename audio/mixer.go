@@ -150,6 +150,24 @@ func (s *Source) Read(pcm []int16) {
 	}
 }
 
+// ReadWithout writes what a listener hears who may not hear all: everybody but the
+// source itself and others.
+func (s *Source) ReadWithout(pcm []int16, others []*Source) {
+	sum := s.mixer.sum
+	for i := range min(len(pcm), len(sum)) {
+		v := sum[i]
+		if s.inSum {
+			v -= s.part[i]
+		}
+		for _, o := range others {
+			if o.inSum {
+				v -= o.part[i]
+			}
+		}
+		pcm[i] = limit(v)
+	}
+}
+
 // Read writes what a listener who does not speak hears: everybody.
 func (m *Mixer) Read(pcm []int16) { copy(pcm, m.common) }
 

@@ -16,6 +16,10 @@ const MaxPayload = 1275
 // ErrPayload means that bytes from outside are no Opus packet.
 var ErrPayload = errors.New("opus: malformed packet")
 
+// ErrPanic means that the codec itself failed. Whoever gets it should go on with a new
+// Encoder or Decoder.
+var ErrPanic = errors.New("opus: the codec panicked")
+
 // Config says how an Encoder encodes.
 type Config struct {
 	Rate       int // samples per second: 8000, 16000 or 48000
@@ -84,6 +88,7 @@ type Decoder struct {
 	dec     *gopus.Decoder
 	rate    int
 	scratch []int16
+	float   []float32
 }
 
 // NewDecoder returns a decoder to one channel at a rate of 8000, 16000 or 48000.
@@ -130,11 +135,32 @@ func (d *Decoder) Conceal(pcm []int16) (err error) {
 	return nil
 }
 
+// Recover fills pcm with what was lost before next, from the copy of lower quality that
+// next may carry (in-band FEC), or else as Conceal does. Afterwards next is decoded as
+// usual.
+func (d *Decoder) Recover(next []byte, pcm []int16) (err error) {
+	var n int
+	defer survive(&n, &err)
+	if len(pcm)%(d.rate/400) != 0 || len(pcm) != Samples(next, d.rate) {
+		return d.Conceal(pcm)
+	}
+	if d.float == nil {
+		d.float = make([]float32, d.rate*120/1000)
+	}
+	if n, err = d.dec.DecodeWithFEC(next, d.float[:len(pcm)], true); err != nil || n != len(pcm) {
+		return d.Conceal(pcm)
+	}
+	for i, x := range d.float[:n] {
+		pcm[i] = int16(max(-32768, min(32767, x*32768)))
+	}
+	return nil
+}
+
 // survive turns a panic of the codec into an error: one packet from outside must not
 // end everybody's calls.
 func survive(n *int, err *error) {
 	if p := recover(); p != nil {
-		*n, *err = 0, fmt.Errorf("opus: the codec panicked: %v", p)
+		*n, *err = 0, fmt.Errorf("%w: %v", ErrPanic, p)
 	}
 }
 

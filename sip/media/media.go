@@ -57,12 +57,11 @@ const (
 
 // Why a session is over, for Events.Timeout.
 const (
-	NoMedia    = "no media"        // nothing came within 30 s of the answer
-	MediaGone  = "media gone"      // nothing came for 60 s
-	HeldTooFar = "held too long"   // nothing came for 30 minutes of hold
-	Flooded    = "media flood"     // far more packets than a call has, for seconds
-	NoKeys     = "no DTLS keys"    // the DTLS handshake failed
-	Unsendable = "socket is broken"
+	NoMedia     = "no media"      // nothing came within 30 s of the answer
+	MediaGone   = "media gone"    // nothing came for 60 s
+	HeldTooLong = "held too long" // nothing came for 30 minutes of hold
+	Flooded     = "media flood"   // far more packets than a call has, for seconds
+	NoKeys      = "no DTLS keys"  // the DTLS handshake failed
 )
 
 // Config says where RTP is. It is the operator's, the same for all sessions.
