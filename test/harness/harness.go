@@ -50,6 +50,7 @@ type Server struct {
 
 	t    testing.TB
 	data string // the --data directory
+	o    Options
 	log  *logFile
 	cmd  *exec.Cmd
 	done chan struct{} // closed when cmd has been waited for
@@ -61,7 +62,19 @@ type Server struct {
 // failed.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{t: t, data: t.TempDir(), log: newLog(t, "server")}
+	return StartWith(t, Options{})
+}
+
+// Options change how a demo is started.
+type Options struct {
+	Config string   // a configuration file's content, YAML
+	Env    []string // NAME=value
+}
+
+// StartWith is Start with options.
+func StartWith(t testing.TB, o Options) *Server {
+	t.Helper()
+	s := &Server{t: t, data: t.TempDir(), o: o, log: newLog(t, "server")}
 	s.run("127.0.0.1:0")
 	t.Cleanup(func() {
 		if err := s.stop(); err != nil {
@@ -97,14 +110,29 @@ func (s *Server) Kill() {
 	<-s.done
 }
 
+// Log returns what the server has logged so far.
+func (s *Server) Log() string {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return s.log.buf.String()
+}
+
 // PID returns the server's process ID.
 func (s *Server) PID() int { return s.cmd.Process.Pid }
 
 func (s *Server) run(listen string) {
 	s.t.Helper()
-	cmd := exec.Command(binary(s.t), "demo", "--json", "--listen", listen, "--data", s.data)
+	args := []string{"demo", "--json", "--listen", listen, "--data", s.data}
+	if s.o.Config != "" {
+		path := filepath.Join(s.data, "trunkhall.yaml")
+		if err := os.WriteFile(path, []byte(s.o.Config), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+		args = append(args, "--config", path)
+	}
+	cmd := exec.Command(binary(s.t), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = append(os.Environ(), "TRUNKHALL_LOG_LEVEL=debug")
+	cmd.Env = append(append(os.Environ(), "TRUNKHALL_LOG_LEVEL=debug"), s.o.Env...)
 	cmd.Stderr = s.log
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
