@@ -70,7 +70,8 @@ var errNoConnection = fmt.Errorf("the member has no connection: %w", call.ErrInv
 
 // JoinLocal adds a member without a connection of its own: it is active at once,
 // publishes by PublishLocal and hears by its Tap. Everything else is as with
-// Join; messages for it (SendData) come as EventData. It cannot be resumed.
+// Join; messages for it (SendData) come as EventData, and its first event tells of
+// the participants who are there already. It cannot be resumed.
 func (r *Room) JoinLocal(ctx context.Context, p LocalParams) (*Member, Snapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, Snapshot{}, err

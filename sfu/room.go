@@ -239,6 +239,9 @@ func (r *Room) add(m *Member) (Snapshot, error) {
 	}
 	snap := r.snapshot(m) // the state is still "joining", as clients expect
 	m.state = max(m.state, StateJoined)
+	if m.conn == nil && len(snap.Others) > 0 {
+		m.emit(EventParticipants{Participants: snap.Others})
+	}
 	r.changed(m)
 	if m.conn != nil {
 		r.srv.tasks.Go(m.conn.run)

@@ -6,7 +6,11 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -44,8 +48,8 @@ type (
 	// Removed tells that the phone is out of the room: by Leave, thrown out,
 	// replaced by the same identity elsewhere, or because the room has closed.
 	Removed struct{ Reason sfu.Reason }
-	// Muted tells that a moderator muted or unmuted the phone. The phone has
-	// heard a short tone already.
+	// Muted tells that a moderator muted or unmuted the phone. The phone hears
+	// a short tone.
 	Muted struct{ Muted bool }
 	// Alone tells whether anybody else is in the room, phones or not. It comes
 	// after joining and with each change.
@@ -64,17 +68,37 @@ func (Data) event()    {}
 
 // Bridges are the telephones of a server, room by room.
 type Bridges struct {
-	srv *sfu.Server
-	log *slog.Logger
+	srv    *sfu.Server
+	log    *slog.Logger
+	tasks  sync.WaitGroup // rooms' and phones' goroutines
+	counts counts
+
+	mu      sync.Mutex // guards the following; never held while calling a room
+	rooms   map[*sfu.Room]*bridge
+	phones  map[*Phone]struct{}
+	stopped bool
 }
 
 // New returns the bridges of srv. Run must be running while there are phones.
-func New(srv *sfu.Server, log *slog.Logger) *Bridges { return &Bridges{srv: srv, log: log} }
+func New(srv *sfu.Server, log *slog.Logger) *Bridges {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Bridges{srv: srv, log: log, rooms: make(map[*sfu.Room]*bridge), phones: make(map[*Phone]struct{})}
+}
 
 // Run works until ctx ends, then takes the remaining phones out of their rooms,
 // and returns when all goroutines have ended.
 func (b *Bridges) Run(ctx context.Context) error {
 	<-ctx.Done()
+	b.mu.Lock()
+	b.stopped = true
+	left := maps.Clone(b.phones)
+	b.mu.Unlock()
+	for p := range left {
+		p.Leave(sfu.ReasonServerShutdown)
+	}
+	b.tasks.Wait()
 	return nil
 }
 
@@ -82,51 +106,98 @@ func (b *Bridges) Run(ctx context.Context) error {
 // publishes a microphone and hears the others from now on. The caller keeps the
 // seat and calls seat.Leave after Removed. Errors wrap the kinds of package call.
 func (b *Bridges) Join(ctx context.Context, seat call.Seat, o PhoneOptions) (*Phone, error) {
-	return nil, errors.New("bridge: not ready")
+	if o.Sound == nil {
+		return nil, errors.New("bridge: a phone without sound")
+	}
+	grant := seat.Grant
+	grant.Room, grant.Kind = seat.Room, call.KindSIP
+	if o.Name != "" {
+		grant.Name = o.Name
+	}
+	if len(o.Attrs) > 0 {
+		grant.Attrs = maps.Clone(grant.Attrs)
+		if grant.Attrs == nil {
+			grant.Attrs = make(map[string]string)
+		}
+		maps.Copy(grant.Attrs, o.Attrs)
+	}
+	room := b.srv.OpenRoom(seat.Room, o.Room)
+	in, err := b.enter(room)
+	if err != nil {
+		return nil, err
+	}
+	p := newPhone(in, seat, o)
+	p.member, _, err = room.JoinLocal(ctx, sfu.LocalParams{Grant: grant, Session: p, Tap: in})
+	if err != nil {
+		b.leave(in)
+		return nil, fmt.Errorf("seat a phone in room %s: %w", seat.Room, err)
+	}
+	b.mu.Lock()
+	b.phones[p] = struct{}{}
+	stopped := b.stopped
+	b.mu.Unlock()
+	b.tasks.Go(p.work)
+	if err := p.publish(); err != nil && !errors.Is(err, call.ErrForbidden) {
+		p.Leave(sfu.ReasonJoinFailure) // Removed is told, as to any phone
+	}
+	if stopped {
+		p.Leave(sfu.ReasonServerShutdown)
+	}
+	p.watchKeys(seat.Keys)
+	in.post(func() { in.add(p) })
+	return p, nil
 }
 
-// A Phone is one telephone in a room, from Join until Removed. Its methods may be
-// called from any goroutine, also after the end, when they do nothing.
-type Phone struct{}
+// enter returns the room's bridge, and keeps it from ending until leave.
+func (b *Bridges) enter(room *sfu.Room) (*bridge, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopped {
+		return nil, fmt.Errorf("telephones are being shut down: %w", call.ErrUnavailable)
+	}
+	in := b.rooms[room]
+	if in == nil {
+		in = newBridge(b, room)
+		b.rooms[room] = in
+		b.tasks.Go(in.run)
+	}
+	in.seats++
+	return in, nil
+}
 
-// Identity is the participant's identity.
-func (p *Phone) Identity() call.Identity { return "" }
+// leave undoes enter; the last one ends the bridge.
+func (b *Bridges) leave(in *bridge) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if in.seats--; in.seats == 0 {
+		delete(b.rooms, in.room)
+		close(in.stop)
+	}
+}
 
-// SID is the participant's session.
-func (p *Phone) SID() call.ParticipantSID { return "" }
+// gone forgets a phone whose last event has been told.
+func (b *Bridges) gone(p *Phone) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.phones, p)
+}
 
-// SetMuted mutes or unmutes the phone by its own wish. Everybody sees it.
-func (p *Phone) SetMuted(muted bool) {}
+// Stats are counters of all bridges.
+type Stats struct {
+	Phones, Rooms int    // now
+	Concealed     uint64 // frames of browsers that were not there in time, since the start
+	Skipped       uint64 // frames that were never made because the machine stood still
+	Panics        uint64 // of codecs
+}
 
-// Muted reports whether the room does not hear the phone: by its own wish, a
-// moderator's or because it is on hold.
-func (p *Phone) Muted() bool { return false }
+type counts struct{ concealed, skipped, panics atomic.Uint64 }
 
-// SetHand raises or lowers the phone's hand: attribute "trunkhall.hand".
-func (p *Phone) SetHand(up bool) {}
-
-// SetHold tells that the phone put the call on hold: it is shown as muted, and
-// by the attribute "sip.hold". Nothing is played to it meanwhile.
-func (p *Phone) SetHold(on bool) {}
-
-// SetAttributes changes attributes of the participant; an empty value deletes one.
-func (p *Phone) SetAttributes(attrs map[string]string) {}
-
-// Play lets the phone alone hear a sound over the conference, which is quieter
-// meanwhile. Sounds play one after the other. pcm is at rate.
-func (p *Phone) Play(pcm []int16, rate int) {}
-
-// Leave takes the phone out of the room; Removed follows. It does not wait.
-func (p *Phone) Leave(why sfu.Reason) {}
-
-// Stats describes the sound between the phone and its room.
-func (p *Phone) Stats() PhoneStats { return PhoneStats{} }
-
-// PhoneStats count since the phone joined.
-type PhoneStats struct {
-	Encoded   uint64 // frames of the phone encoded for the room
-	Skipped   uint64 // frames that needed no encoding: silence, or nobody listened
-	Starved   uint64 // frames of speakers that were not there in time and were concealed
-	Panics    uint64 // codec calls that panicked; concealed
-	Encrypted bool   // the call is end-to-end encrypted up to here
+// Stats reads the counters.
+func (b *Bridges) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Stats{
+		Phones: len(b.phones), Rooms: len(b.rooms), Concealed: b.counts.concealed.Load(),
+		Skipped: b.counts.skipped.Load(), Panics: b.counts.panics.Load(),
+	}
 }
