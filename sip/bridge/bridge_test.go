@@ -188,9 +188,7 @@ func TestEverybodyHearsTheOthers(t *testing.T) {
 	// Alice lets only phone two hear her.
 	alice.member.SetSubscriptionPermissions(false, []sfu.TrackPermission{{Identity: "two", AllTracks: true}})
 	eventually(t, "phone one not to hear alice", func() bool { return one.loud(1000) < 300 && one.loud(1300) > 3000 })
-	if two.loud(1000) < 3000 {
-		t.Error("phone two does not hear alice either")
-	}
+	eventually(t, "phone two to hear alice still", func() bool { return two.loud(1000) > 3000 })
 }
 
 func TestPhoneIsGoverned(t *testing.T) {
@@ -268,7 +266,9 @@ func TestPhoneIsGoverned(t *testing.T) {
 	phone.SetMuted(true) // nothing happens
 	phone.Play(announcement, 16000)
 	other.Leave(sfu.ReasonClientInitiated)
-	eventually(t, "the bridge to end", func() bool { return all.Stats() == Stats{Concealed: all.Stats().Concealed, Skipped: all.Stats().Skipped} })
+	eventually(t, "the bridge to end", func() bool {
+		return all.Stats() == Stats{Concealed: all.Stats().Concealed, Skipped: all.Stats().Skipped}
+	})
 }
 
 func TestRoomAndServerEnd(t *testing.T) {

@@ -112,7 +112,9 @@ type browser struct {
 	heard   map[string][]int16 // by stream, at 48 kHz
 	packets map[string]int
 	log     []sfu.Event
-	offers  uint32
+	offers  uint32 // like what follows, run's
+	offered bool
+	again   bool
 }
 
 func (c *browser) Event(e sfu.Event) { c.events <- e }
@@ -150,8 +152,8 @@ func joinBrowser(t *testing.T, room *sfu.Room, id call.Identity, hz float64, enc
 			t.Fatal(err)
 		}
 	}
-	c.tasks.Go(c.run)
 	c.offer()
+	c.tasks.Go(c.run)
 	t.Cleanup(c.close)
 	return c
 }
@@ -228,6 +230,10 @@ func (c *browser) hear(r *webrtc.TrackRemote) {
 }
 
 func (c *browser) offer() {
+	if c.offered {
+		c.again = true
+		return
+	}
 	o, err := c.pc.CreateOffer(nil)
 	if err == nil {
 		err = c.pc.SetLocalDescription(o)
@@ -236,6 +242,7 @@ func (c *browser) offer() {
 		c.t.Errorf("offer: %v", err)
 		return
 	}
+	c.offered = true
 	c.offers++
 	id := c.offers
 	c.tasks.Go(func() { _ = c.member.Offer(id, o.SDP) })
@@ -253,6 +260,11 @@ func (c *browser) run() {
 			case sfu.EventAnswer:
 				if err := c.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: e.SDP}); err != nil {
 					c.t.Errorf("answer: %v", err)
+				}
+				c.offered = false
+				if c.again {
+					c.again = false
+					c.offer()
 				}
 			case sfu.EventCandidate:
 				var init webrtc.ICECandidateInit
