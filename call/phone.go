@@ -145,6 +145,8 @@ type Phone struct {
 	Direction Direction
 	Leg       LegID
 	By        string // outbound: who dialled
+	// HideNumber keeps the number from the room: nobody there sees it.
+	HideNumber bool
 }
 
 // A Seat is a phone's place in a room: as whom it joins, with which keys. Leave

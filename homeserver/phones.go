@@ -179,6 +179,9 @@ func (s *Server) ResolveRoom(ctx context.Context, idOrAlias string) (matrix.Room
 	return id, nil
 }
 
+// LiveKitServiceURL returns the token service as clients are told of it.
+func (s *Server) LiveKitServiceURL() string { return s.deps.Endpoints().LiveKitServiceURL }
+
 // RoomMembers returns the memberships of a room.
 func (s *Server) RoomMembers(ctx context.Context, room matrix.RoomID) ([]matrix.Member, error) {
 	return s.deps.Store.Members(ctx, room)
@@ -229,6 +232,17 @@ func (s *Server) SetMembershipOf(ctx context.Context, room matrix.RoomID, sender
 		now, err := s.deps.Store.Membership(ctx, room, target)
 		if err != nil {
 			return err
+		}
+		// A conversation of two stays known as one when its invitation is gone.
+		before, err := s.stateEvent(ctx, room, "m.room.member", string(target))
+		if err != nil {
+			return err
+		}
+		var was struct {
+			IsDirect bool `json:"is_direct"`
+		}
+		if before != nil && json.Unmarshal(before.Content, &was) == nil && was.IsDirect {
+			content["is_direct"] = true
 		}
 		if now.Membership != matrix.MembershipInvite && now.Membership != matrix.MembershipJoin {
 			if err := s.authoriseRestricted(ctx, room, target, content); err != nil {

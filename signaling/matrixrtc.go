@@ -47,6 +47,10 @@ type matrixRTC struct {
 
 	mu      sync.Mutex // guards present
 	present map[rtcKey]bool
+
+	// seen hears of participants that join and leave, if it is set; it must not
+	// block. Set before run.
+	seen func(p rtcKey, here bool)
 }
 
 // newMatrixRTC returns the MatrixRTC half. evict removes a participant from the
@@ -141,6 +145,9 @@ func (m *matrixRTC) here(room call.RoomName, id call.Identity) {
 	m.mu.Unlock()
 	m.leaves.presence(p, true)
 	m.work.add(func(ctx context.Context) { m.recheck(ctx, p) })
+	if m.seen != nil {
+		m.seen(p, true)
+	}
 }
 
 // gone hears that a participant has finally left.
@@ -150,6 +157,9 @@ func (m *matrixRTC) gone(room call.RoomName, id call.Identity, _ bool) {
 	delete(m.present, p)
 	m.mu.Unlock()
 	m.leaves.presence(p, false)
+	if m.seen != nil {
+		m.seen(p, false)
+	}
 }
 
 // allowed returns nil if the user is joined to the room and has the device.

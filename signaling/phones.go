@@ -2,9 +2,19 @@ package signaling
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/trunkhall/trunkhall/call"
+	"github.com/trunkhall/trunkhall/matrix"
 )
 
 // Phones is the telephone gateway as signaling needs it: for LiveKit's SIP
@@ -48,80 +58,237 @@ type Phones interface {
 func (s *Server) SetPhones(p Phones) {
 	s.phones = p
 	p.OnDigit(s.keyPressed)
+	if d := s.directory; d.ghosts != nil {
+		d.ghosts.SetPhones(d.displayNumber)
+	}
 }
+
+// PhoneDirectory returns the directory of this server.
+func (s *Server) PhoneDirectory() *PhoneDirectory { return s.directory }
 
 // A PhoneDirectory finds places for telephones: in Matrix rooms, where a phone
 // sits as a user of its own (a ghost), and in plain media rooms. It implements
-// the gateway's Directory.
-type PhoneDirectory struct{ s *Server }
+// the gateway's Directory. Its server's Run runs it.
+type PhoneDirectory struct {
+	s      *Server
+	ghosts Ghosts // nil: there are no Matrix rooms
+	store  Store
+	key    []byte // makes the keys for PINs and ghosts
+	log    *slog.Logger
 
-// PhoneDirectory returns the directory of this server.
-func (s *Server) PhoneDirectory() *PhoneDirectory { return &PhoneDirectory{s} }
+	turns    [64]sync.Mutex // see turn
+	turnSeed maphash.Seed
+	work     workQueue
+	stop     func() // of the watchers
+
+	ctx    context.Context // ends when run's does
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // goroutines that run waits for; see begin
+
+	mu       sync.Mutex // guards the following fields; nothing else is called with it held
+	closing  bool
+	numbers  []string
+	display  func(number string) string
+	seats    map[*phoneSeat]bool
+	refs     map[ghostRoom]int                     // why a ghost is in a room: seats, calls that begin
+	expected map[ghostRoom]int                     // invitations that are our own
+	taken    map[rtcKey]bool                       // identities of phones in plain media rooms
+	watched  map[matrix.RoomID]map[*roomWatch]bool // who waits for something in a room
+	directs  map[call.RoomName]*directCall
+}
+
+// A ghostRoom is a ghost in a room.
+type ghostRoom struct {
+	ghost matrix.UserID
+	room  matrix.RoomID
+}
+
+func newPhoneDirectory(s *Server) *PhoneDirectory {
+	secret := s.deps.PhoneSecret
+	if secret == "" {
+		secret = s.cfg.APISecret
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &PhoneDirectory{
+		s: s, store: s.deps.Store, log: s.log, key: derive([]byte(secret), "telephones"),
+		turnSeed: maphash.MakeSeed(),
+		work:     workQueue{wake: make(chan struct{}, 1), closed: make(chan struct{})},
+		ctx:      ctx, cancel: cancel,
+		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{},
+		watched: map[matrix.RoomID]map[*roomWatch]bool{}, directs: map[call.RoomName]*directCall{},
+	}
+	if s.rtc == nil || s.deps.Ghosts == nil {
+		return d
+	}
+	d.ghosts = s.deps.Ghosts
+	stopMembers := s.deps.Rooms.WatchMemberships(d.membershipChanged)
+	stopEvents := d.ghosts.WatchEvents(d.eventStored)
+	s.rtc.seen = d.participantSeen
+	d.stop = func() { stopMembers(); stopEvents() }
+	return d
+}
+
+// derive returns a key for one purpose.
+func derive(key []byte, purpose string) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte("trunkhall " + purpose))
+	return h.Sum(nil)
+}
+
+// run serves until ctx ends: it gives back the places that an earlier process
+// left behind, renews call memberships, and follows what happens in rooms.
+func (d *PhoneDirectory) run(ctx context.Context) {
+	defer d.work.close()
+	if d.ghosts == nil {
+		<-ctx.Done()
+		d.cancel()
+		return
+	}
+	d.cleanUp(ctx)
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
+	for ctx.Err() == nil {
+		d.work.runAll(ctx)
+		select {
+		case <-ctx.Done():
+		case <-d.work.wake:
+		case <-renew.C:
+			d.renew(ctx)
+		}
+	}
+	d.stop()
+	d.mu.Lock()
+	d.closing = true
+	d.mu.Unlock()
+	d.cancel()
+	d.wg.Wait()
+}
+
+// begin starts f as one of the goroutines that run waits for; its context ends
+// with run's. It reports whether it did: a directory that is closing starts
+// nothing.
+func (d *PhoneDirectory) begin(f func(context.Context)) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing {
+		return false
+	}
+	d.wg.Go(func() { f(d.ctx) })
+	return true
+}
+
+// turn returns the lock under which a ghost comes into a room and leaves it. A
+// few share each: it does not take long.
+func (d *PhoneDirectory) turn(g ghostRoom) *sync.Mutex {
+	return &d.turns[maphash.Comparable(d.turnSeed, g)%uint64(len(d.turns))]
+}
+
+// SetNumbers says which numbers lead to the PIN menu: rooms show them.
+func (d *PhoneDirectory) SetNumbers(numbers []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.numbers = slices.Clone(numbers)
+}
+
+// SetDisplay says how numbers are written for people. It is called before
+// SetPhones; without it they are not grouped.
+func (d *PhoneDirectory) SetDisplay(f func(number string) string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.display = f
+}
+
+// displayNumber writes the digits of a ghost's name for people.
+func (d *PhoneDirectory) displayNumber(digits string) string {
+	d.mu.Lock()
+	f := d.display
+	d.mu.Unlock()
+	n := phoneNumber(digits)
+	if f == nil {
+		return n
+	}
+	return f(n)
+}
 
 // Room returns the room of a name: "#alias:server" and "!id" are Matrix rooms,
 // anything else is a media room. call.ErrNotFound: no such Matrix room.
 func (d *PhoneDirectory) Room(ctx context.Context, name string) (call.Place, error) {
-	panic("soon")
+	if !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "!") {
+		if name == "" {
+			return call.Place{}, fmt.Errorf("no room is named: %w", call.ErrNotFound)
+		}
+		return call.Place{Room: call.RoomName(name), Title: name}, nil
+	}
+	if d.ghosts == nil {
+		return call.Place{}, fmt.Errorf("there are no Matrix rooms here: %w", call.ErrNotFound)
+	}
+	room, err := d.ghosts.ResolveRoom(ctx, name)
+	if err != nil {
+		return call.Place{}, err
+	}
+	return d.place(ctx, room)
 }
 
-// RoomByPIN returns the room that has a PIN. call.ErrNotFound: none has it.
-func (d *PhoneDirectory) RoomByPIN(ctx context.Context, pin string) (call.Place, error) {
-	panic("soon")
-}
-
-// Seat gives a phone a place in a room. Refusals are call.ErrRoomLocked,
-// call.ErrRoomEncrypted, call.ErrRoomFull, or wrap call.ErrForbidden when nobody
-// in the room may invite the phone.
-func (d *PhoneDirectory) Seat(ctx context.Context, place call.Place, phone call.Phone) (call.Seat, error) {
-	panic("soon")
-}
-
-// Ring lets a Matrix user's clients ring in the user's conversation with the
-// phone, and returns the phone's seat there when the user has come into the
-// call. call.ErrForbidden: declined; call.ErrUnavailable: no answer in time;
-// call.ErrNotFound: no such user.
-func (d *PhoneDirectory) Ring(ctx context.Context, user string, phone call.Phone, timeout time.Duration) (call.Seat, error) {
-	panic("soon")
+// place describes a Matrix room.
+func (d *PhoneDirectory) place(ctx context.Context, room matrix.RoomID) (call.Place, error) {
+	p := call.Place{Room: mediaRoom(room, legacySlot), RoomID: string(room)}
+	for _, from := range []struct{ typ, key string }{{"m.room.name", "name"}, {"m.room.canonical_alias", "alias"}} {
+		e, err := d.ghosts.RoomStateEvent(ctx, room, from.typ, "")
+		if err != nil {
+			return p, err
+		}
+		if e != nil && e.ContentString(from.key) != "" {
+			p.Title = plainName(e.ContentString(from.key))
+			return p, nil
+		}
+	}
+	return p, nil
 }
 
 // MayDial returns nil if a user may call telephones into a Matrix room; else the
-// error wraps call.ErrForbidden and says why in words for the user.
-func (d *PhoneDirectory) MayDial(ctx context.Context, user, roomID string) error {
-	panic("soon")
+// error wraps call.ErrForbidden and says why in words for the user. Whoever is
+// not a Matrix user holds an API key and may; so may everybody in a media room.
+func (d *PhoneDirectory) MayDial(ctx context.Context, by, roomID string) error {
+	if !strings.HasPrefix(by, "@") || roomID == "" {
+		return nil
+	}
+	if d.ghosts == nil {
+		return fmt.Errorf("there are no Matrix rooms here: %w", call.ErrForbidden)
+	}
+	user, room := matrix.UserID(by), matrix.RoomID(roomID)
+	acc, err := d.ghosts.Account(ctx, user)
+	if errors.Is(err, call.ErrNotFound) || err == nil && acc.Deactivated {
+		return fmt.Errorf("there is no such user: %w", call.ErrForbidden)
+	}
+	if err != nil {
+		return err
+	}
+	if acc.Guest || d.isPhone(user) {
+		return fmt.Errorf("guests may not call telephones: %w", call.ErrForbidden)
+	}
+	membership, err := d.s.deps.Rooms.Membership(ctx, room, user)
+	if err != nil && !errors.Is(err, call.ErrNotFound) {
+		return err
+	}
+	if err != nil || membership != matrix.MembershipJoin {
+		return fmt.Errorf("you are not in this room: %w", call.ErrForbidden)
+	}
+	power, err := d.ghosts.RoomPower(ctx, room)
+	if err != nil {
+		return err
+	}
+	if power.User(user) < power.Event(callMemberType, true) {
+		return fmt.Errorf("you may not take part in calls of this room: %w", call.ErrForbidden)
+	}
+	return nil
 }
 
-// DialIn returns how telephones come into a Matrix room, and what the user may
-// do about it. call.ErrForbidden: the user is not in the room.
-func (d *PhoneDirectory) DialIn(ctx context.Context, roomID, user string) (call.DialIn, error) {
-	panic("soon")
+// AccountCreated returns when a user's account was made; call.ErrNotFound if
+// there is none. It lets the gateway ask for more of new accounts.
+func (d *PhoneDirectory) AccountCreated(ctx context.Context, user string) (time.Time, error) {
+	if d.ghosts == nil {
+		return time.Time{}, fmt.Errorf("there are no accounts here: %w", call.ErrNotFound)
+	}
+	acc, err := d.ghosts.Account(ctx, matrix.UserID(user))
+	return acc.Created, err
 }
-
-// RotatePIN gives a Matrix room a new PIN, which its org.trunkhall.dialin state
-// event shows. by is the user who asks and needs the power to send that event;
-// empty is the operator.
-func (d *PhoneDirectory) RotatePIN(ctx context.Context, roomID, by string) (pin string, err error) {
-	panic("soon")
-}
-
-// PIN returns a Matrix room's PIN, making one if it has none; for operators.
-func (d *PhoneDirectory) PIN(ctx context.Context, roomID string) (pin string, err error) {
-	panic("soon")
-}
-
-// ChangeDialIn changes a Matrix room's settings for telephones, with the power
-// of by as RotatePIN.
-func (d *PhoneDirectory) ChangeDialIn(ctx context.Context, roomID, by string, c call.DialInChange) error {
-	panic("soon")
-}
-
-// Waiting returns the phones in a Matrix room's lobby, the longest waiting first.
-func (d *PhoneDirectory) Waiting(roomID string) []call.Waiting { panic("soon") }
-
-// Admit lets a waiting phone in or sends it away. by is the user who decides and
-// needs the power to invite; empty is the operator.
-func (d *PhoneDirectory) Admit(ctx context.Context, leg call.LegID, by string, admit bool) error {
-	panic("soon")
-}
-
-// SetNumbers says which numbers lead to the PIN menu: they are shown in rooms.
-func (d *PhoneDirectory) SetNumbers(numbers []string) { panic("soon") }

@@ -85,7 +85,13 @@ type Deps struct {
 	ICEServers call.ICEServersFunc // nil: no TURN
 	RevokeICE  func(user string)   // ends credentials that ICEServers gave; may be nil
 	LiveKitURL func() string       // the URL that clients are told, with Rooms
-	Log        *slog.Logger
+
+	Ghosts Ghosts // what telephones need of Rooms' homeserver; nil: none come into Matrix rooms
+	// PhoneSecret is the key under which PINs are hashed and the ghosts' identity
+	// keys are made. Empty: one is made of the API secret.
+	PhoneSecret string
+
+	Log *slog.Logger
 }
 
 // A Server is the signaling of one node. New makes it, Run serves it; Handler
@@ -99,7 +105,8 @@ type Server struct {
 	rtc   *matrixRTC // nil without Matrix
 	http  http.Handler
 
-	phones Phones // nil: no telephones; set before Run
+	directory *PhoneDirectory
+	phones    Phones // nil: no telephones; set before Run
 
 	ctx    context.Context // ends when Run's does: sessions live no longer
 	cancel context.CancelFunc
@@ -176,6 +183,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		}
 		s.rtc, s.gate = rtc, rtc
 	}
+	s.directory = newPhoneDirectory(s)
 	s.http = s.routes()
 	return s, nil
 }
@@ -191,6 +199,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.rtc != nil {
 		background.Go(func() { rtcErr = s.rtc.run(ctx) })
 	}
+	background.Go(func() { s.directory.run(ctx) })
 	<-ctx.Done()
 	s.mu.Lock()
 	s.closing = true

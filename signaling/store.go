@@ -38,6 +38,22 @@ type Store interface {
 	// Delegations returns all that are kept.
 	Delegations(ctx context.Context) ([]call.Delegation, error)
 
+	// SetRoomPIN keeps the hash of a Matrix room's telephone PIN in place of an
+	// older one. call.ErrConflict: another room has that PIN.
+	SetRoomPIN(ctx context.Context, roomID string, hash []byte) error
+	// DeleteRoomPIN forgets a room's PIN.
+	DeleteRoomPIN(ctx context.Context, roomID string) error
+	// RoomOfPIN returns the room whose PIN has a hash; call.ErrNotFound if none has.
+	RoomOfPIN(ctx context.Context, hash []byte) (roomID string, err error)
+	// RoomPIN returns the hash of a room's PIN; call.ErrNotFound if it has none.
+	RoomPIN(ctx context.Context, roomID string) (hash []byte, err error)
+	// OpenPhoneSeat notes a phone's place in a Matrix room before it is taken,
+	// ClosePhoneSeat after it was given back.
+	OpenPhoneSeat(ctx context.Context, s call.OpenSeat) error
+	ClosePhoneSeat(ctx context.Context, s call.OpenSeat) error
+	// OpenPhoneSeats returns the places that were not given back.
+	OpenPhoneSeats(ctx context.Context) ([]call.OpenSeat, error)
+
 	// ForgetExpired deletes minted identities and floors that expired before now.
 	ForgetExpired(ctx context.Context, now time.Time) error
 }
