@@ -21,9 +21,9 @@ func TestProtocolsPage(t *testing.T) {
 	}
 	page := string(data)
 	msc := regexp.MustCompile(`msc(\d{4})`)
-	path := regexp.MustCompile(`^/[a-zA-Z.{][^ ?]*[a-z}]$`)
+	path := regexp.MustCompile(`^/[a-zA-Z_.{][^ ?]*[a-z}]$`)
 	seen := 0
-	for _, text := range literals(t, "../homeserver", "../signaling", "../web") {
+	for _, text := range literals(t, "../homeserver", "../signaling", "../sip", "../web") {
 		for _, m := range msc.FindAllStringSubmatch(text, -1) {
 			seen++
 			if !strings.Contains(page, "MSC"+m[1]) {
