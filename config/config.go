@@ -17,6 +17,7 @@ import (
 	"github.com/trunkhall/trunkhall/homeserver"
 	"github.com/trunkhall/trunkhall/sfu"
 	"github.com/trunkhall/trunkhall/signaling"
+	"github.com/trunkhall/trunkhall/sip"
 	"github.com/trunkhall/trunkhall/turn"
 	"github.com/trunkhall/trunkhall/web"
 )
@@ -40,6 +41,7 @@ type Config struct {
 	Signaling  signaling.Config  `yaml:"signaling"`
 	SFU        sfu.Config        `yaml:"sfu"`
 	TURN       turn.Config       `yaml:"turn"`
+	SIP        sip.Config        `yaml:"sip"`
 }
 
 // Log says what is logged and how, on standard error.
@@ -58,6 +60,7 @@ func Default() Config {
 		Signaling:  signaling.DefaultConfig(),
 		SFU:        sfu.DefaultConfig(),
 		TURN:       turn.DefaultConfig(),
+		SIP:        sip.DefaultConfig(),
 	}
 }
 
@@ -69,6 +72,14 @@ var secrets = []string{
 	"signaling.api_key",
 	"signaling.api_secret",
 	"turn.secret",
+}
+
+// listSecrets are secrets inside lists of sections: the setting that is the list,
+// and below each of its elements the secret, which may be given as NAME_file too.
+var listSecrets = map[string][]string{
+	"sip.trunks":   {"auth.password"},
+	"sip.rooms":    {"pin"},
+	"sip.dispatch": {"action.pin"},
 }
 
 // SlogLevel returns the level for log/slog.
@@ -101,6 +112,7 @@ func (c Config) Validate() error {
 		c.Signaling.Validate(),
 		c.SFU.Validate(),
 		c.TURN.Validate(),
+		c.SIP.Validate(),
 		c.overlaps(),
 	)
 	return errors.Join(errs...)
@@ -165,6 +177,7 @@ func (c Config) overlaps() error {
 			uses = append(uses, portUse{"turn.relay_port_min to turn.relay_port_max", false, true, c.TURN.RelayPortMin, c.TURN.RelayPortMax})
 		}
 	}
+	uses = append(uses, c.sipUses()...)
 	var errs []error
 	for i, a := range uses {
 		for _, b := range uses[:i] {
@@ -175,4 +188,26 @@ func (c Config) overlaps() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sipUses are the ports of the telephone gateway, if it is on.
+func (c Config) sipUses() []portUse {
+	if !c.SIP.On() {
+		return nil
+	}
+	var uses []portUse
+	for i, l := range c.SIP.Listen {
+		u, err := url.Parse(l)
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.Atoi(u.Port()); err == nil && n > 0 {
+			udp := u.Scheme == "udp"
+			uses = append(uses, portUse{fmt.Sprintf("sip.listen[%d]", i), !udp, udp, n, n})
+		}
+	}
+	if first, last := c.SIP.Ports(); first > 0 {
+		uses = append(uses, portUse{"sip.rtp_ports", false, true, first, last})
+	}
+	return uses
 }

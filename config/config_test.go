@@ -28,7 +28,7 @@ func TestDefaultFile(t *testing.T) {
 	fromFile, defaults := settings(&cfg), settings(&want)
 	for i, s := range defaults {
 		got := fromFile[i].value
-		if got.Kind() == reflect.Slice && got.Len() == 0 && s.value.Len() == 0 {
+		if (got.Kind() == reflect.Slice || got.Kind() == reflect.Map) && got.Len() == 0 && s.value.Len() == 0 {
 			continue // nil or empty is the same
 		}
 		if !reflect.DeepEqual(got.Interface(), s.value.Interface()) {
@@ -51,21 +51,54 @@ func TestDefaultFile(t *testing.T) {
 
 // pathsIn returns the key paths of a YAML text with two spaces of indent.
 func pathsIn(text string) []string {
-	var paths []string
-	section := ""
+	var paths, sections []string
 	for line := range strings.Lines(text) {
 		key, _, ok := strings.Cut(strings.TrimRight(line, "\n"), ":")
-		if !ok || strings.HasPrefix(strings.TrimSpace(line), "#") || strings.HasPrefix(strings.TrimSpace(line), "-") {
+		bare := strings.TrimLeft(key, " ")
+		if !ok || strings.HasPrefix(bare, "#") || strings.HasPrefix(bare, "-") {
 			continue
 		}
-		if name, nested := strings.CutPrefix(key, "  "); nested {
-			paths = append(paths, section+"."+name)
-			continue
-		}
-		section = key
-		paths = append(paths, key)
+		sections = append(sections[:min((len(key)-len(bare))/2, len(sections))], bare)
+		paths = append(paths, strings.Join(sections, "."))
 	}
 	return paths
+}
+
+// TestDefaultFileExamples keeps the examples in the file true: they are accepted,
+// and leave nothing out of what an element of a list can have.
+func TestDefaultFileExamples(t *testing.T) {
+	var example strings.Builder
+	example.WriteString("sip:\n")
+	for line := range strings.Lines(DefaultFile) {
+		if text, ok := strings.CutPrefix(line, "  #| "); ok {
+			example.WriteString("  " + text)
+		}
+	}
+	cfg, err := Parse([]byte(example.String()))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, example.String())
+	}
+	if len(cfg.SIP.Trunks) == 0 || len(cfg.SIP.Dispatch) < 4 {
+		t.Fatalf("the examples are not found: %s", example.String())
+	}
+	for _, s := range settings(&cfg) {
+		if !isList(s) || s.value.Len() == 0 {
+			continue
+		}
+		for _, leaf := range leaves(s.value.Index(0), "") {
+			key := leaf.path[strings.LastIndex(leaf.path, ".")+1:]
+			if !regexp.MustCompile(`\b` + key + `:`).MatchString(example.String()) {
+				t.Errorf("%s[].%s is not in the example", s.path, leaf.path)
+			}
+		}
+	}
+	for path, list := range listSecrets {
+		for _, secret := range list {
+			if name := secret[strings.LastIndex(secret, ".")+1:] + "_file"; !strings.Contains(DefaultFile, name) {
+				t.Errorf("%s of %s is not in the file", name, path)
+			}
+		}
+	}
 }
 
 func TestSecretsAreSettings(t *testing.T) {
@@ -141,6 +174,16 @@ func TestComplaints(t *testing.T) {
 		{"a public URL that is none", "public_url: example.org", []string{"public_url"}},
 		{"an unknown log level", "log: {level: loud}", []string{"log.level"}},
 		{"a secret file that is not there", "turn:\n  secret_file: /nonexistent/x", []string{"turn.secret_file", "/nonexistent/x"}},
+		{"a typing error in a trunk", "sip:\n  trunks:\n    - id: a\n      directoin: both", []string{"sip.trunks", "directoin"}},
+		{"a trunk that may call nothing", "sip:\n  trunks: [{id: a, direction: outbound, targets: ['sip:x']}]", []string{"sip.trunks[0] (a).allow_prefixes"}},
+		{"a trunk that lets everybody in", "sip:\n  trunks: [{id: a, direction: inbound}]", []string{"sip.trunks[0] (a).inbound"}},
+		{"a network that is none", "sip:\n  trunks: [{id: a, direction: inbound, inbound: {cidrs: [example.org]}}]", []string{"inbound.cidrs[0]"}},
+		{"a codec nobody knows", "sip:\n  trunks: [{id: a, direction: inbound, inbound: {cidrs: [192.0.2.1]}, codecs: [GSM]}]", []string{"codecs[0]", "GSM"}},
+		{"a rule to nowhere", "sip:\n  dispatch: [{match: {to: '+49'}, action: {type: room}}]", []string{"sip.dispatch[0].action.room"}},
+		{"phones among the relays", "sip:\n  enabled: true\n  rtp_ports: 39000-41000", []string{"sip.rtp_ports", "turn.relay_port_min"}},
+		{"SIP on the port of the web", "sip:\n  enabled: true\n  listen: ['tcp://0.0.0.0:8008']", []string{"sip.listen[0]", "web.listen"}},
+		{"TLS without a certificate", "sip:\n  enabled: true\n  listen: ['tls://0.0.0.0:5061']", []string{"sip.tls_cert_file"}},
+		{"a password file that is not there", "sip:\n  trunks: [{id: a, auth: {username: u, password_file: /nonexistent/x}}]", []string{"sip.trunks[0].auth.password_file", "/nonexistent/x"}},
 		{"a file for what is no secret", "homeserver:\n  server_name_file: /x", []string{"homeserver.server_name_file: unknown"}},
 	} {
 		_, err := Parse([]byte(c.text))
@@ -197,6 +240,49 @@ func TestSecretFiles(t *testing.T) {
 	}
 }
 
+// TestListSecrets reads secrets inside lists from files and from the environment.
+func TestListSecrets(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "trunkhall.yaml")
+	password := filepath.Join(dir, "password")
+	text := "sip:\n  trunks:\n    - id: a\n      direction: inbound\n      inbound: {digest: true}\n      auth: {username: u, password_file: " + password + "}\n"
+	for name, content := range map[string]string{file: text, password: "one\n", password + "2": "two\n"} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, err := Load(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.SIP.Trunks[0].Auth.Password; got != "one" {
+		t.Errorf("password %q", got)
+	}
+	environ := []string{
+		"TRUNKHALL_SIP_TRUNKS_0_AUTH_PASSWORD_FILE=" + password + "2",
+		"TRUNKHALL_SIP_TRUNKS_1_ID=b",
+		"TRUNKHALL_SIP_TRUNKS_1_DIRECTION=inbound",
+		"TRUNKHALL_SIP_TRUNKS_1_INBOUND_CIDRS=192.0.2.1,192.0.2.2",
+		"TRUNKHALL_SIP_LIMITS_NIGHT_FROM=22:00",
+		"TRUNKHALL_SIP_LIMITS_NIGHT_TO=06:00",
+	}
+	if cfg, err = Load(file, environ); err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.SIP.Trunks; len(got) != 2 || got[0].Auth.Password != "two" || got[1].ID != "b" || len(got[1].In.CIDRs) != 2 {
+		t.Errorf("%+v", got)
+	}
+	if cfg.SIP.Limits.Night.From != "22:00" {
+		t.Errorf("night %+v", cfg.SIP.Limits.Night)
+	}
+	if unknown := UnknownVariables(append(environ, "TRUNKHALL_SIP_TRUNKS_0_AUTH_PASWORD=x")); !slices.Equal(unknown, []string{"TRUNKHALL_SIP_TRUNKS_0_AUTH_PASWORD"}) {
+		t.Errorf("unknown: %q", unknown)
+	}
+	if _, err := Parse([]byte(strings.Replace(text, "password_file", "password: x, password_file", 1))); err == nil {
+		t.Error("a password given twice was accepted")
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "trunkhall.yaml")
@@ -250,6 +336,8 @@ func TestEverySettingFromTheEnvironment(t *testing.T) {
 			text = strings.Join(v, ",")
 		case time.Duration:
 			text = v.String()
+		case map[string][]string:
+			text = "{}"
 		default:
 			text = fmt.Sprint(v)
 		}
@@ -258,7 +346,7 @@ func TestEverySettingFromTheEnvironment(t *testing.T) {
 			t.Errorf("%s=%q: %v", EnvName(s.path), text, err)
 			continue
 		}
-		if fresh.Kind() != reflect.Slice && !reflect.DeepEqual(fresh.Interface(), s.value.Interface()) {
+		if fresh.Kind() != reflect.Slice && fresh.Kind() != reflect.Map && !reflect.DeepEqual(fresh.Interface(), s.value.Interface()) {
 			t.Errorf("%s=%q sets %v", EnvName(s.path), text, fresh)
 		}
 	}

@@ -61,7 +61,7 @@ func UnknownVariables(environ []string) []string {
 	var unknown []string
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, envPrefix) && !slices.Contains(known, name) {
+		if strings.HasPrefix(name, envPrefix) && !slices.Contains(known, name) && !inList(settings(&cfg), name) {
 			unknown = append(unknown, name)
 		}
 	}
@@ -173,12 +173,84 @@ func (d *decoder) leaf(s setting, value ast.Node) {
 	if _, empty := value.(*ast.NullNode); empty {
 		return // the default stays
 	}
+	files := d.takeFiles(s, value)
 	fresh := reflect.New(s.value.Type())
 	if err := yaml.NodeToValue(value, fresh.Interface(), yaml.Strict()); err != nil {
+		if isList(s) {
+			// Which of its many keys it was, the library knows.
+			text, _, _ := strings.Cut(yaml.FormatError(err, false, false), "\n")
+			d.complain(value, "%s: %s", s.path, text)
+			return
+		}
 		d.complain(value, "%s: must be %s", s.path, describe(s.value.Type()))
 		return
 	}
 	s.value.Set(fresh.Elem())
+	for _, f := range files {
+		d.fileInList(s, f)
+	}
+}
+
+// A listFile is a secret in a list of sections that is in a file of its own.
+type listFile struct {
+	index int
+	path  string // below the element: "auth.password"
+	value ast.Node
+}
+
+// takeFiles takes the keys NAME_file of secrets out of a list of sections.
+func (d *decoder) takeFiles(s setting, value ast.Node) []listFile {
+	list, ok := value.(*ast.SequenceNode)
+	if !ok {
+		return nil
+	}
+	var files []listFile
+	for _, path := range listSecrets[s.path] {
+		for i, element := range list.Values {
+			if value := takeKey(element, strings.Split(path+"_file", ".")); value != nil {
+				files = append(files, listFile{i, path, value})
+			}
+		}
+	}
+	return files
+}
+
+// takeKey takes the key at the end of path out of a mapping and returns its value.
+func takeKey(node ast.Node, path []string) ast.Node {
+	mapping, ok := node.(*ast.MappingNode)
+	if !ok {
+		return nil
+	}
+	for i, pair := range mapping.Values {
+		key, ok := pair.Key.(*ast.StringNode)
+		if !ok || key.Value != path[0] {
+			continue
+		}
+		if len(path) > 1 {
+			return takeKey(pair.Value, path[1:])
+		}
+		mapping.Values = slices.Delete(mapping.Values, i, i+1)
+		return pair.Value
+	}
+	return nil
+}
+
+// fileInList sets a secret of an element to what its file holds.
+func (d *decoder) fileInList(s setting, f listFile) {
+	path := fmt.Sprintf("%s[%d].%s", s.path, f.index, f.path)
+	var name string
+	if err := yaml.NodeToValue(f.value, &name); err != nil || name == "" {
+		d.complain(f.value, "%s_file: must be the path of a file", path)
+		return
+	}
+	secret, _ := find(leaves(s.value.Index(f.index), ""), f.path)
+	if secret.value.String() != "" {
+		d.complain(f.value, "%s: set twice, once by %s_file", path, path)
+		return
+	}
+	if err := setFromFile(secret, name); err != nil {
+		d.complain(f.value, "%s_file: %v", path, err)
+	}
 }
 
 // secret sets a secret from the file that value names.
@@ -248,7 +320,62 @@ func applyEnv(cfg *Config, environ []string) error {
 			}
 		}
 	}
+	for _, s := range settings(cfg) {
+		if isList(s) {
+			errs = append(errs, applyListEnv(s, values)...)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// applyListEnv sets what the environment says of single elements of a list of
+// sections: TRUNKHALL_SIP_TRUNKS_0_AUTH_PASSWORD. The element after the last may be
+// begun so.
+func applyListEnv(s setting, values map[string]string) (errs []error) {
+	for i := 0; ; i++ {
+		prefix := fmt.Sprintf("%s_%d_", EnvName(s.path), i)
+		begun := false
+		for name := range values {
+			begun = begun || strings.HasPrefix(name, prefix)
+		}
+		if i >= s.value.Len() {
+			if !begun {
+				return errs
+			}
+			s.value.Set(reflect.Append(s.value, reflect.Zero(s.value.Type().Elem())))
+		}
+		for _, leaf := range leaves(s.value.Index(i), "") {
+			name := prefix + strings.TrimPrefix(EnvName(leaf.path), envPrefix)
+			if text, given := values[name]; given {
+				if err := setFromText(leaf.value, text); err != nil {
+					errs = append(errs, fmt.Errorf("%s: must be %s", name, describe(leaf.value.Type())))
+				}
+			}
+			if file, given := values[name+"_FILE"]; given && slices.Contains(listSecrets[s.path], leaf.path) {
+				if err := setFromFile(leaf, file); err != nil {
+					errs = append(errs, fmt.Errorf("%s_FILE: %w", name, err))
+				}
+			}
+		}
+	}
+}
+
+// inList reports whether a variable sets something of an element of a list.
+func inList(all []setting, name string) bool {
+	for _, s := range all {
+		rest, ok := strings.CutPrefix(name, EnvName(s.path)+"_")
+		index, rest, ok2 := strings.Cut(rest, "_")
+		if !ok || !ok2 || !isList(s) || index == "" || strings.Trim(index, "0123456789") != "" {
+			continue
+		}
+		for _, leaf := range leaves(reflect.New(s.value.Type().Elem()).Elem(), "") {
+			below := strings.TrimPrefix(EnvName(leaf.path), envPrefix)
+			if rest == below || rest == below+"_FILE" && slices.Contains(listSecrets[s.path], leaf.path) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // setFromText sets a setting from an environment variable: strings as they are,
@@ -293,6 +420,10 @@ func describe(t reflect.Type) string {
 		return "a whole number"
 	case reflect.Slice:
 		return "a list"
+	case reflect.Map:
+		return "a section with a value for each key"
+	case reflect.Float64:
+		return "a number"
 	}
 	return "of type " + t.String()
 }

@@ -64,6 +64,12 @@ func find(all []setting, path string) (setting, bool) {
 	return all[i], true
 }
 
+// isList reports whether a setting is a list of sections.
+func isList(s setting) bool {
+	t := s.value.Type()
+	return t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct
+}
+
 // isSection reports whether settings lie below path.
 func isSection(all []setting, path string) bool {
 	return slices.ContainsFunc(all, func(s setting) bool { return strings.HasPrefix(s.path, path+".") })
