@@ -40,7 +40,7 @@ type TapTrack struct {
 	Track     TrackInfo
 	Publisher call.ParticipantSID
 	Identity  call.Identity
-	Local     bool // its publisher is a local member as well
+	Own       bool // its publisher is a member of this Tap as well
 }
 
 // A Sink hears the packets of one audio track, on the packet path: WriteRTP
@@ -132,7 +132,7 @@ func (r *Room) tap(s *subscription) {
 	w := t.taps[s.to.tap]
 	if w == nil {
 		w = &tapping{sink: s.to.tap.Open(TapTrack{
-			Track: t.snapshot(), Publisher: t.owner.sid, Identity: t.owner.identity, Local: t.owner.conn == nil,
+			Track: t.snapshot(), Publisher: t.owner.sid, Identity: t.owner.identity, Own: t.owner.tap == s.to.tap,
 		})}
 		if t.taps == nil {
 			t.taps = make(map[Tap]*tapping)
@@ -265,6 +265,9 @@ func (t *LocalTrack) Write(payload []byte, timestamp uint32, marker bool, level 
 	}
 	t.up.handle(t.layer, p, formatOther, len(payload), now)
 }
+
+// Skip leaves out sequence numbers, for packets that were lost on the way here.
+func (t *LocalTrack) Skip(packets uint16) { t.seq += packets }
 
 // ntpTime is a wall-clock time in seconds since 1900 as 32.32 fixed point
 // (RFC 3550 section 4).

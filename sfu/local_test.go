@@ -36,7 +36,7 @@ func (e *ear) Open(t TapTrack) Sink {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.opened = append(e.opened, t)
-	if t.Local {
+	if t.Own {
 		return nil
 	}
 	return e
@@ -175,8 +175,8 @@ func TestLocalMemberTalksWithBrowsers(t *testing.T) {
 				if o.Track.SID == aliceInfo.SID {
 					opened++
 				}
-				if o.Local != (o.Identity != "alice") {
-					t.Errorf("%s is local: %v", o.Identity, o.Local)
+				if o.Own != (o.Identity != "alice") {
+					t.Errorf("%s is of the tap: %v", o.Identity, o.Own)
 				}
 			}
 			hears.mu.Unlock()

@@ -137,3 +137,74 @@ func TestSamples(t *testing.T) {
 		t.Errorf("140 ms of sound: %v", err)
 	}
 }
+
+// TestRecover: the next packet's copy of a lost frame is nearer to it than a guess.
+func TestRecover(t *testing.T) {
+	c := DefaultConfig(16000)
+	c.Bitrate, c.LossPercent = 32000, 30
+	enc, err := NewEncoder(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoders := make([]*Decoder, 3)
+	for i := range decoders {
+		if decoders[i], err = NewDecoder(16000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole, guess, copied := decoders[0], decoders[1], decoders[2]
+	packets := make([][]byte, 60)
+	for i := range packets {
+		// A voice that goes up and down: hard to guess.
+		pcm := make([]int16, 320)
+		for k := range pcm {
+			at := float64(i*320+k) / 16000
+			pcm[k] = int16((6000 + 4000*math.Sin(2*math.Pi*9*at)) * math.Sin(2*math.Pi*220*at+25*math.Sin(2*math.Pi*3*at)))
+		}
+		out := make([]byte, MaxPayload)
+		n, err := enc.Encode(pcm, out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets[i] = out[:n]
+	}
+	var byGuess, byCopy float64
+	a, b := make([]int16, 1920), make([]int16, 1920)
+	far := func() (sum float64) {
+		for i := range 320 {
+			d := float64(a[i]) - float64(b[i])
+			sum += d * d
+		}
+		return sum
+	}
+	for i, p := range packets {
+		if _, err := whole.Decode(p, a); err != nil {
+			t.Fatal(err)
+		}
+		if i%5 != 4 || i+1 == len(packets) {
+			for _, d := range decoders[1:] {
+				if _, err := d.Decode(p, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			continue
+		}
+		if err := guess.Conceal(b[:320]); err != nil {
+			t.Fatal(err)
+		}
+		byGuess += far()
+		if err := copied.Recover(packets[i+1], b[:320]); err != nil {
+			t.Fatal(err)
+		}
+		byCopy += far()
+	}
+	if byCopy > byGuess/2 {
+		t.Errorf("the copy is off by %.3g, the guess by %.3g", byCopy, byGuess)
+	}
+	if err := copied.Recover([]byte{0xfc, 1, 2, 3}, b[:320]); err != nil { // no such copy in it
+		t.Error(err)
+	}
+	if err := copied.Recover(nil, b[:320]); err != nil {
+		t.Error(err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -98,6 +99,7 @@ func (o *tone) fill(pcm []int16, rate int) {
 // sends a tone and decodes what it hears.
 type browser struct {
 	t      *testing.T
+	room   *sfu.Room
 	member *sfu.Member
 	pc     *webrtc.PeerConnection
 	local  *webrtc.TrackLocalStaticRTP
@@ -120,11 +122,16 @@ type browser struct {
 func (c *browser) Event(e sfu.Event) { c.events <- e }
 
 // joinBrowser brings a browser into the room that sends a tone, if hz is not 0.
-func joinBrowser(t *testing.T, room *sfu.Room, id call.Identity, hz float64, enc sfu.Encryption) *browser {
+func joinBrowser(
+	t *testing.T, room *sfu.Room, id call.Identity, hz float64, enc sfu.Encryption, change ...func(*browser),
+) *browser {
 	t.Helper()
 	c := &browser{
-		t: t, tone: tone{hz: hz, amplitude: 9000}, events: make(chan sfu.Event, 4096), stop: make(chan struct{}),
+		t: t, room: room, tone: tone{hz: hz, amplitude: 9000}, events: make(chan sfu.Event, 4096), stop: make(chan struct{}),
 		heard: make(map[string][]int16), packets: make(map[string]int),
+	}
+	for _, f := range change {
+		f(c)
 	}
 	var err error
 	c.member, _, err = room.Join(context.Background(), sfu.JoinParams{
@@ -201,8 +208,13 @@ func (c *browser) connect() {
 	c.pc.OnTrack(func(r *webrtc.TrackRemote, _ *webrtc.RTPReceiver) { c.hear(r) })
 }
 
-// hear decodes a track until it ends.
+// hear decodes a phone's track until it ends; those of browsers are none of its
+// business.
 func (c *browser) hear(r *webrtc.TrackRemote) {
+	isPhone := false
+	for _, p := range c.room.Participants() {
+		isPhone = isPhone || p.Grant.Kind == call.KindSIP && strings.HasPrefix(r.StreamID(), string(p.SID))
+	}
 	dec, err := opus.NewDecoder(48000)
 	if err != nil {
 		c.t.Error(err)
@@ -213,6 +225,9 @@ func (c *browser) hear(r *webrtc.TrackRemote) {
 		p, _, err := r.ReadRTP()
 		if err != nil {
 			return
+		}
+		if !isPhone {
+			continue
 		}
 		payload := p.Payload
 		if c.open != nil {

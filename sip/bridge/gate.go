@@ -24,7 +24,7 @@ func (g *gate) open(level uint8) bool {
 	} else {
 		g.floor += min(db-g.floor, 0.06) // 3 dB a second
 	}
-	g.floor = max(min(g.floor, gateLoud), -90)
+	g.floor = max(min(g.floor, gateLoud), gateDeaf)
 	if db > gateLoud || db > gateDeaf && db > g.floor+gateAbove {
 		g.hang = gateHang
 		return true

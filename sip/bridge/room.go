@@ -30,6 +30,7 @@ type bridge struct {
 	stop chan struct{} // closed by Bridges.leave
 	keys *keyring
 	sif  []byte // ends frames that the server made up
+	now  func() time.Time
 
 	seats int // guarded by Bridges.mu: phones that have entered and not left
 
@@ -66,6 +67,7 @@ type input struct {
 func newBridge(all *Bridges, room *sfu.Room) *bridge {
 	return &bridge{
 		all: all, room: room, stop: make(chan struct{}), keys: newKeyring(), sif: room.SifTrailer(),
+		now:    time.Now,
 		people: make(map[call.Identity]person),
 	}
 }
@@ -264,7 +266,7 @@ func (b *bridge) remove(p *Phone) {
 
 // Open is called by the room when the first phone hears a track.
 func (b *bridge) Open(t sfu.TapTrack) sfu.Sink {
-	if t.Local {
+	if t.Own {
 		return nil // phones hear each other without Opus in between
 	}
 	s := newSpeaker(b, t)

@@ -81,7 +81,7 @@ func newSpeaker(b *bridge, t sfu.TapTrack) *speaker {
 
 // WriteRTP keeps the packet for the next frame. It is on the packet path.
 func (s *speaker) WriteRTP(p *rtp.Packet, level uint8, hasLevel bool) {
-	now := time.Now()
+	now := s.bridge.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.count == len(s.waiting) {
