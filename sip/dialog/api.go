@@ -257,6 +257,8 @@ type Outgoing struct {
 	// must be followed by Call.LateAnswer.
 	SDP    []byte
 	Target Target
+	// Trunk is kept on the Call. Only calls of one trunk may replace each other.
+	Trunk string
 	// Options: see CallOptions.
 	Options CallOptions
 	// Ringing is how long it may ring before it is cancelled; 0: 3 minutes.
