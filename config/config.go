@@ -67,6 +67,7 @@ func Default() Config {
 // secrets are the settings that may also be given as NAME_file, the path of a
 // file that holds the value. A list is one value a line.
 var secrets = []string{
+	"web.metrics_token",
 	"homeserver.registration_tokens",
 	"homeserver.registration_shared_secret",
 	"signaling.api_key",

@@ -39,6 +39,11 @@ type Config struct {
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// DrainTimeout bounds how long running requests may take at the end.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// MetricsListen is the host:port of a port of its own for /metrics; empty: none.
+	MetricsListen string `yaml:"metrics_listen"`
+	// MetricsToken is the bearer token for /metrics, which with it is on the one HTTP
+	// port too.
+	MetricsToken string `yaml:"metrics_token"`
 }
 
 // DefaultConfig returns the settings that apply where the file is silent.
@@ -65,6 +70,7 @@ func (c Config) Validate() error {
 	if c.DrainTimeout <= 0 {
 		errs = append(errs, errors.New("web.drain_timeout: must be above 0"))
 	}
+	errs = append(errs, c.validateMetrics()...)
 	return errors.Join(errs...)
 }
 
@@ -74,6 +80,10 @@ type Deps struct {
 	Matrix http.Handler
 	// Calls answers the media signaling and token paths (see dispatch).
 	Calls http.Handler
+	// Phones answers /_trunkhall/; nil: there are no telephones.
+	Phones http.Handler
+	// Metrics returns the numbers of now, beside those of the process; may be nil.
+	Metrics func() []Metric
 	// ClientConfig returns the value served as /config.json; it may change while
 	// the server runs, so it is asked for at each request.
 	ClientConfig func() any
@@ -90,6 +100,10 @@ type Server struct {
 	client  *client
 	ln      net.Listener
 	http    *http.Server
+	metrics http.Handler
+
+	metricsLn   net.Listener // nil: metrics have no port of their own
+	metricsHTTP *http.Server
 
 	draining atomic.Bool
 	endAll   context.CancelFunc // ends the context of every request
@@ -112,7 +126,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded client: %w", err)
 	}
-	s := &Server{cfg: cfg, deps: deps, log: deps.Log, proxies: proxies, client: cl}
+	s := &Server{cfg: cfg, deps: deps, log: deps.Log, proxies: proxies, client: cl, metrics: newMetrics(deps.Metrics, deps.Log)}
 
 	var tlsConfig *tls.Config
 	if cfg.TLSCertFile != "" {
@@ -133,6 +147,9 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	s.ln = ln
 	if tlsConfig != nil {
 		s.ln = tls.NewListener(ln, tlsConfig)
+	}
+	if err := s.listenMetrics(); err != nil {
+		return nil, errors.Join(err, ln.Close())
 	}
 	base, cancel := context.WithCancel(context.Background())
 	s.endAll = cancel
@@ -163,18 +180,32 @@ func (s *Server) Drain() { s.draining.Store(true) }
 // Run serves until ctx ends. Then no connection is taken any more, short
 // requests may finish, long polls and WebSockets are ended by their context.
 func (s *Server) Run(ctx context.Context) error {
-	served := make(chan error, 1)
+	served := make(chan error, 2)
+	serving := 1
 	go func() { served <- s.http.Serve(s.ln) }()
+	if s.metricsLn != nil {
+		serving++
+		go func() { served <- s.runMetrics() }()
+	}
+	var failed error
 	select {
 	case err := <-served:
-		s.endAll()
-		return fmt.Errorf("serve HTTP: %w", err)
+		serving--
+		failed = fmt.Errorf("serve HTTP: %w", err)
 	case <-ctx.Done():
+		s.Drain()
 	}
-	s.Drain()
+	if failed != nil {
+		s.endAll() // nobody is to wait
+	}
 	s.shutdown()
-	<-served
-	return nil
+	if s.metricsHTTP != nil {
+		s.metricsHTTP.Close()
+	}
+	for range serving {
+		<-served
+	}
+	return failed
 }
 
 // shutdown ends the HTTP server within the drain timeout.
@@ -230,7 +261,11 @@ func (s *Server) allEnded() <-chan struct{} {
 // Close gives back the port of a server that was never run.
 func (s *Server) Close() error {
 	s.endAll()
-	return s.ln.Close()
+	err := s.ln.Close()
+	if s.metricsLn != nil {
+		err = errors.Join(err, s.metricsLn.Close())
+	}
+	return err
 }
 
 // ServeHTTP answers one request.
@@ -248,6 +283,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.deps.Matrix.ServeHTTP(w, r)
 	case toCalls:
 		s.deps.Calls.ServeHTTP(w, r)
+	case toPhones:
+		s.phones(w, r)
+	case toMetrics:
+		s.serveMetrics(w, r)
 	case toHealth:
 		s.health(w, r)
 	case toClientConfig:
@@ -255,6 +294,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.client.ServeHTTP(w, r)
 	}
+}
+
+// phones answers Trunkhall's own API. Clients take the 404 for a server without
+// telephones.
+func (s *Server) phones(w http.ResponseWriter, r *http.Request) {
+	if s.deps.Phones != nil {
+		s.deps.Phones.ServeHTTP(w, r)
+		return
+	}
+	w.Header().Set("Access-Control-Allow-Origin", "*")
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusNotFound)
+	_, _ = w.Write([]byte(`{"errcode":"M_UNRECOGNIZED","error":"this server has no telephones"}`))
 }
 
 // recoverPanic keeps one broken request from ending the others. net/http does
@@ -302,6 +354,8 @@ const (
 	toClient target = iota
 	toMatrix
 	toCalls
+	toPhones
+	toMetrics
 	toHealth
 	toClientConfig
 )
@@ -315,6 +369,10 @@ func dispatch(path string) target {
 	switch {
 	case under(clean, "/_matrix"), under(clean, "/.well-known/matrix"), under(clean, "/_synapse"):
 		return toMatrix
+	case under(clean, "/_trunkhall"):
+		return toPhones
+	case clean == "/metrics":
+		return toMetrics
 	case clean == "/healthz":
 		return toHealth
 	case clean == "/config.json":

@@ -56,6 +56,11 @@ func TestDispatch(t *testing.T) {
 		{"/livekit/jwt/healthz", toCalls},
 		{"/livekit/sfu/rtc/v1", toCalls},
 		{"/any/prefix/get_token", toCalls},
+		{"/_trunkhall/phones/v1/config", toPhones},
+		{"/_trunkhalls", toClient},
+		{"/operator", toClient},
+		{"/metrics", toMetrics},
+		{"/metrics/x", toClient},
 		{"/healthz", toHealth},
 		{"/config.json", toClientConfig},
 	} {
