@@ -258,8 +258,9 @@ type Trunk struct {
 // TrunkRegister says what to register at the provider (RFC 3261 §10). Without
 // an AOR nothing is registered.
 type TrunkRegister struct {
-	AOR     string `yaml:"aor" json:"aor,omitempty"`         // sip:user@example.net
-	Expires int    `yaml:"expires" json:"expires,omitempty"` // seconds
+	AOR     string        `yaml:"aor" json:"aor,omitempty"`         // sip:user@example.net
+	Expires int           `yaml:"expires" json:"expires,omitempty"` // seconds
+	Refresh time.Duration `yaml:"refresh" json:"refresh,omitempty"` // how often it is renewed; 0: soon enough to notice within a minute that it was lost
 }
 
 // TrunkAuth is the user name and password of digest authentication, both ways.

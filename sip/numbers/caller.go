@@ -57,8 +57,8 @@ type Wish struct {
 func (p *Plan) CallerOf(t call.Trunk, in Inbound) Caller { return p.callerOf(t, in) }
 
 // Show decides what a call over the trunk shows. Only numbers of the trunk
-// (caller_id.default, those in caller_id.map, inbound.numbers) and verified ones
-// of the user are ever shown; a wish for another is refused with CallerRefused.
+// (caller_id.default, .numbers and .map, inbound.numbers) and verified ones of the
+// user are ever shown; a wish for another is refused with CallerRefused.
 func (p *Plan) Show(t call.Trunk, w Wish) (CallerID, error) { return p.show(t, w) }
 
 func (p *Plan) callerOf(t call.Trunk, in Inbound) Caller {
@@ -215,7 +215,7 @@ func (p *Plan) mayShow(t call.Trunk, w Wish, own, number string) bool {
 	switch {
 	case number == "":
 		return false
-	case same(own):
+	case same(own), slices.ContainsFunc(t.CallerID.Numbers, same):
 		return true
 	case t.CallerID.Mode == "fixed":
 		return false

@@ -69,7 +69,7 @@ func TestShow(t *testing.T) {
 	trunk := func(mode string) call.Trunk {
 		return call.Trunk{
 			In:       call.TrunkInbound{Numbers: []string{"+493012345*", "+49*"}},
-			CallerID: call.TrunkCallerID{Mode: mode, Default: "+493012345000", Map: map[string]string{"@alice:x": "+493012345001", "@bob:x": "+493012345002"}},
+			CallerID: call.TrunkCallerID{Mode: mode, Default: "+493012345000", Numbers: []string{"+4930555000"}, Map: map[string]string{"@alice:x": "+493012345001", "@bob:x": "+493012345002"}},
 		}
 	}
 	for _, c := range []struct {
@@ -81,6 +81,7 @@ func TestShow(t *testing.T) {
 	}{
 		{"fixed is fixed", "fixed", Wish{By: "@alice:x"}, CallerID{Number: "+493012345000"}, false},
 		{"also against a wish", "fixed", Wish{By: "@alice:x", Number: "+493012345001"}, CallerID{}, true},
+		{"a further number of the line", "fixed", Wish{By: "@alice:x", Number: "+4930555000"}, CallerID{Number: "+4930555000"}, false},
 		{"a wish for what it is anyway", "fixed", Wish{Number: "030 12345000"}, CallerID{Number: "+493012345000"}, false},
 		{"map", "map", Wish{By: "@alice:x"}, CallerID{Number: "+493012345001"}, false},
 		{"map without a row", "map", Wish{By: "@carol:x"}, CallerID{Number: "+493012345000"}, false},

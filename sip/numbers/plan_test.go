@@ -220,7 +220,10 @@ func TestOwnNumber(t *testing.T) {
 }
 
 func TestEmergencyTrunk(t *testing.T) {
-	p := testPlan(t, func(c *Config) { c.EmergencyTrunk = "pbx"; c.Emergency = map[string][]string{"*": {"5555"}, "FR": {"3333"}} })
+	p := testPlan(t, func(c *Config) {
+		c.EmergencyTrunk = "pbx"
+		c.Emergency = map[string][]string{"*": {"5555"}, "FR": {"3333"}}
+	})
 	for typed, want := range map[string]string{"112": "112", "+49112": "112", "110": "110", "5555": "5555"} {
 		r := p.Route(Query{Typed: typed, Trunks: trunks()})
 		if !r.Emergency || choices(r) != "pbx" || r.Number != want {
