@@ -22,6 +22,7 @@ type PhoneOptions struct {
 	User      string
 	Domain    string // of its address; empty: where it listens
 	IP        string // empty: 127.0.0.1
+	Port      int    // 0: any free one
 	Says      Sound  // empty: silence
 	Codecs    string // as baresip writes them; empty: PCMU/8000/1
 	Transport string // udp, tcp, tls; empty: udp
@@ -80,7 +81,10 @@ func StartPhone(t testing.TB, o PhoneOptions) *Phone {
 	if o.Seconds == 0 {
 		o.Seconds = 180
 	}
-	p := &Phone{Options: o, dir: t.TempDir(), Port: FreePort(t, o.IP), changed: make(chan struct{}), answers: map[string]phoneAnswer{}}
+	if o.Port == 0 {
+		o.Port = FreePort(t, o.IP)
+	}
+	p := &Phone{Options: o, dir: t.TempDir(), Port: o.Port, changed: make(chan struct{}), answers: map[string]phoneAnswer{}}
 	if p.Options.Domain == "" {
 		p.Options.Domain = net.JoinHostPort(o.IP, strconv.Itoa(p.Port))
 	}

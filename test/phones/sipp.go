@@ -22,6 +22,7 @@ type Scenario struct {
 	IP        string         // its own; empty: 127.0.0.1
 	Port      int            // its own; 0: any free one
 	Transport string         // u1, t1; empty: u1
+	Media     netip.AddrPort // what its SDP says, where the file has [rtp_ip] and [rtp_port]; zero: itself
 	Calls     int            // 0: 1
 	Rate      int            // new calls a second; 0: 10
 	Timeout   time.Duration  // of everything; 0: 60 s
@@ -72,6 +73,9 @@ func Play(t testing.TB, s Scenario) *Sipp {
 		"-recv_timeout", strconv.Itoa(int(s.Timeout.Milliseconds())),
 		"-nostdin", "-trace_err", "-error_file", filepath.Join(p.dir, "errors"),
 	)
+	if s.Media.IsValid() {
+		args = append(args, "-key", "rtp_ip", s.Media.Addr().String(), "-key", "rtp_port", strconv.Itoa(int(s.Media.Port())))
+	}
 	if repeats[s.File] {
 		args = append(args, "-nr")
 	}

@@ -212,17 +212,20 @@ func (s Sound) Envelope() []float64 {
 }
 
 // Resembles says how alike the envelopes of two sounds are (1: the same course,
-// 0: nothing to do with each other), and how much later heard has it than said.
-// All of heard is compared; said must contain it.
-func Resembles(said, heard Sound) (correlation float64, later time.Duration) {
-	a, b := said.Envelope(), heard.Envelope()
-	best, at := -1.0, 0
-	for offset := 0; offset+len(b) <= len(a); offset++ {
-		if c := correlate(a[offset:offset+len(b)], b); c > best {
-			best, at = c, offset
+// 0: nothing to do with each other), and where in said heard begins. All of
+// heard is compared; said must contain it.
+func Resembles(said, heard Sound) (correlation float64, at time.Duration) {
+	b := heard.Envelope()
+	best := -1.0
+	for shift := time.Duration(0); shift < 20*time.Millisecond; shift += 5 * time.Millisecond {
+		a := said.Cut(shift, said.Length()).Envelope()
+		for offset := 0; offset+len(b) <= len(a); offset++ {
+			if c := correlate(a[offset:offset+len(b)], b); c > best {
+				best, at = c, shift+time.Duration(offset)*20*time.Millisecond
+			}
 		}
 	}
-	return best, -time.Duration(at) * 20 * time.Millisecond
+	return best, at
 }
 
 func correlate(a, b []float64) float64 {

@@ -69,8 +69,8 @@ func TestTone(t *testing.T) {
 func TestResembles(t *testing.T) {
 	said := Speech(1, 8*time.Second)
 	heard := said.Cut(1500*time.Millisecond, 5*time.Second)
-	if got, later := Resembles(said, heard); got < 0.99 || later != -1500*time.Millisecond {
-		t.Errorf("the same words have a correlation of %.2f, %s later", got, later)
+	if got, at := Resembles(said, heard); got < 0.99 || at != 1500*time.Millisecond {
+		t.Errorf("the same words have a correlation of %.2f, at %s", got, at)
 	}
 	if got, _ := Resembles(Speech(2, 8*time.Second), heard); got > 0.7 {
 		t.Errorf("other words have a correlation of %.2f", got)
