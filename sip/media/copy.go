@@ -91,6 +91,7 @@ func (o *sender) forward(p *rtp.Packet, what content, codec audio.Codec, now tim
 		o.catchUp(now)
 		*f = forwarding{
 			known: true, ssrc: p.SSRC, seq: o.seq - p.SequenceNumber, stamp: o.stamp - p.Timestamp, high: o.seq - 1,
+			used: ^uint64(0),
 		}
 		far = 1
 	}

@@ -222,6 +222,7 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 		s.out.aim(in.latch.destination(), s.controlTo())
 	}
 	in.heard = now
+	in.track.push(p.SSRC, p.SequenceNumber, p.Timestamp, f.content == voice && f.codec == in.codec, now)
 	if f.content == voice && f.codec != in.codec {
 		if f = s.follow(f); f.content == nothing {
 			return
@@ -229,7 +230,6 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 	} else if f.content == voice {
 		in.strange = 0
 	}
-	in.track.push(p.SSRC, p.SequenceNumber, p.Timestamp, f.content == voice, now)
 	if f.content == voice && !in.media {
 		in.media, first = true, true
 	}
