@@ -19,6 +19,7 @@ import (
 	"github.com/trunkhall/trunkhall/matrix"
 	"github.com/trunkhall/trunkhall/sfu"
 	"github.com/trunkhall/trunkhall/signaling"
+	"github.com/trunkhall/trunkhall/sip"
 	"github.com/trunkhall/trunkhall/storage"
 	"github.com/trunkhall/trunkhall/turn"
 	"github.com/trunkhall/trunkhall/web"
@@ -35,13 +36,14 @@ type Node struct {
 	secrets Secrets
 	log     *slog.Logger
 
-	lock  *dirLock
-	db    *storage.DB
-	sfu   *sfu.Server
-	turn  *turn.Server // nil when switched off
-	home  *homeserver.Server
-	calls *signaling.Server
-	web   *web.Server
+	lock   *dirLock
+	db     *storage.DB
+	sfu    *sfu.Server
+	turn   *turn.Server // nil when switched off
+	home   *homeserver.Server
+	calls  *signaling.Server
+	phones *sip.Server // nil when switched off
+	web    *web.Server
 
 	parts []part // in the order in which they start
 }
@@ -75,6 +77,9 @@ func (n *Node) build(ctx context.Context) error {
 		return err
 	}
 	if err := n.buildMatrix(); err != nil {
+		return err
+	}
+	if err := n.buildPhones(); err != nil {
 		return err
 	}
 	return n.buildFront()
@@ -153,6 +158,8 @@ func (n *Node) buildMatrix() (err error) {
 	n.add("homeserver", n.home.Run)
 
 	callDeps.Rooms = n.home
+	callDeps.Ghosts = n.home
+	callDeps.PhoneSecret = n.secrets.PhoneSecret
 	if n.calls, err = signaling.New(n.cfg.Signaling, callDeps); err != nil {
 		return fmt.Errorf("signaling: %w", err)
 	}
@@ -167,12 +174,23 @@ func (n *Node) buildFront() (err error) {
 		return err
 	}
 	n.add("admin", admin.run)
-	n.web, err = web.New(n.cfg.Web, web.Deps{
+	deps := web.Deps{
 		Matrix:       n.home.Handler(),
 		Calls:        n.calls.Handler(),
+		Metrics:      n.metrics,
 		ClientConfig: n.clientConfig,
 		Log:          n.log.With("part", "web"),
-	})
+	}
+	if n.phones != nil {
+		deps.Phones = sip.NewAPI(sip.APIDeps{
+			Gateway: n.phones,
+			Rooms:   n.calls.PhoneDirectory(),
+			User:    n.phoneUser,
+			DialOut: n.phones.Outbound,
+			Log:     n.log.With("part", "sip"),
+		}).Handler()
+	}
+	n.web, err = web.New(n.cfg.Web, deps)
 	if err != nil {
 		return err
 	}

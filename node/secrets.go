@@ -18,6 +18,8 @@ type Secrets struct {
 	APIKey     string `json:"api_key"`
 	APISecret  string `json:"api_secret"`
 	TURNSecret string `json:"turn_secret"`
+	// PhoneSecret keys the PINs of rooms and the registrations of trunks.
+	PhoneSecret string `json:"phone_secret"`
 }
 
 // loadSecrets reads secrets.json in dir, or writes it with fresh secrets.
@@ -52,7 +54,7 @@ func loadSecrets(dir string) (Secrets, error) {
 }
 
 func (s *Secrets) complete() bool {
-	return s.APIKey != "" && s.APISecret != "" && s.TURNSecret != ""
+	return s.APIKey != "" && s.APISecret != "" && s.TURNSecret != "" && s.PhoneSecret != ""
 }
 
 // generate fills in what is missing. rand.Text has at least 128 bits.
@@ -65,6 +67,9 @@ func (s *Secrets) generate() {
 	}
 	if s.TURNSecret == "" {
 		s.TURNSecret = rand.Text() + rand.Text()
+	}
+	if s.PhoneSecret == "" {
+		s.PhoneSecret = rand.Text() + rand.Text()
 	}
 }
 

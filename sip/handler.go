@@ -39,7 +39,7 @@ func (h doorman) Bad(src netip.AddrPort, why string) {
 	h.s.bad(src.Addr().Unmap(), why)
 }
 
-// bad counts toward a ban. Provider's hosts are never banned.
+// bad counts toward a ban. Hosts of trunks are never banned.
 func (s *Server) bad(ip netip.Addr, why string) {
 	if ban, banned := s.bans.Bad(time.Now(), ip, why); banned {
 		s.logBan(ban)
@@ -64,7 +64,7 @@ func (h doorman) Trunk(r *dialog.Request) dialog.Verdict {
 	all := s.lines.Load()
 	if t, ok := s.known(all, r, ip); ok {
 		v := s.accept(t, r)
-		if t.In.Digest && r.Method == "INVITE" && !s.registered(t, r) {
+		if t.In.Digest && r.Method == "INVITE" && !s.registered(t, r) && !s.registrar(t, ip) {
 			v = s.challenge([]line{t})
 		}
 		return v
@@ -109,6 +109,11 @@ func (s *Server) known(all *lines, r *dialog.Request, ip netip.Addr) (line, bool
 	}
 	for _, t := range all.trunks {
 		if t.inbound() && s.registered(t, r) {
+			return t, true
+		}
+	}
+	for _, t := range all.trunks {
+		if t.inbound() && s.registrar(t, ip) {
 			return t, true
 		}
 	}

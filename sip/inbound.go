@@ -173,9 +173,7 @@ func (l *leg) mediaOptions(peer netip.AddrPort) media.Options {
 			},
 		},
 	}
-	if ip, err := netip.ParseAddr(t.ExternalIP); err == nil {
-		o.ExternalIP = ip
-	}
+	o.ExternalIP = l.s.public(t)
 	if peer.IsValid() {
 		ip := peer.Addr().Unmap()
 		o.Sources = append(o.Sources, netip.PrefixFrom(ip, ip.BitLen()))
@@ -200,6 +198,7 @@ func (l *leg) dispatch(all *lines, r *dialog.Request) bool {
 	}
 	l.rule = rule
 	l.private = rule.Action.HideNumber
+	l.caller.HideNumber = rule.Action.HideNumber
 	switch rule.Action.Type {
 	case "pin":
 		return l.toMenu(l.s.directory.RoomByPIN, l.s.pinLength())

@@ -258,7 +258,7 @@ func (l *leg) outboundSeat(r call.DialRequest, p route) bool {
 	if name == "" {
 		name = string(r.Room)
 	}
-	l.caller = call.Phone{Number: p.number, Name: r.Name, Direction: call.Outbound, Leg: l.id, By: r.By}
+	l.caller = call.Phone{Number: p.number, Name: r.Name, Direction: call.Outbound, Leg: l.id, By: r.By, HideNumber: r.HideNumber}
 	phone := l.caller
 	seat, err := await(l, lookupLimit, func(ctx context.Context) (call.Seat, error) {
 		place, err := l.s.directory.Room(ctx, name)
@@ -333,7 +333,11 @@ func (l *leg) tryLine(r call.DialRequest, p route, x dialExtra, t line) bool {
 	reduced := false
 	targets := l.s.targets(t)
 	for i := 0; i < len(targets); i++ {
-		if l.call(r, p, x, t, shown, targets[i], reduced) || l.over {
+		if l.call(r, p, x, t, shown, targets[i], reduced) {
+			l.s.trunks.Worked(t.ID, targets[i])
+			return true
+		}
+		if l.over {
 			return true
 		}
 		switch e := l.last; {
@@ -342,8 +346,10 @@ func (l *leg) tryLine(r call.DialRequest, p route, x dialExtra, t line) bool {
 			i--
 		case !tryNext(e) || !l.snapshot().Ringing.IsZero():
 			return true
-		case e.Cause == dialog.EndTransport || e.Code == 408 || e.Code == 503:
-			l.s.targetFailed(t, targets[i], e)
+		case e.Cause == dialog.EndTransport:
+			l.s.trunks.Failed(t.ID, targets[i], 0)
+		default:
+			l.s.trunks.Failed(t.ID, targets[i], e.Code)
 		}
 		l.log.Info("the target does not take the call", "trunk", t.ID, "code", l.last.Code, "reduced", reduced)
 	}
@@ -448,16 +454,11 @@ func (l *leg) outgoing(r call.DialRequest, p route, x dialExtra, t line, shown n
 	}
 	o := dialog.Outgoing{
 		To: p.number, From: shown.Number, FromName: shown.Name,
-		Target: dialog.Target{
-			URI: target, Proxy: t.Outbound,
-			Username: t.Auth.Username, Password: t.Auth.Password, Realm: t.Auth.Realm,
-			Networks: t.networks,
-		},
+		Target:   l.s.target(t, target),
 		Options:  l.s.callOptions(t),
 		Ringing:  ring,
 		Replaces: x.replaces,
 	}
-	o.Target.ExternalIP = o.Options.ExternalIP
 	if shown.Anonymous { // RFC 3323 §4.1, RFC 3325 §9.1
 		o.From, o.FromName, o.Asserted, o.Privacy = "", "", shown.Number, "id"
 	}

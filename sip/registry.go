@@ -1,20 +1,102 @@
 package sip
 
 import (
+	"context"
+	"net/netip"
+	"slices"
+
 	"github.com/trunkhall/trunkhall/call"
 	"github.com/trunkhall/trunkhall/sip/dialog"
+	"github.com/trunkhall/trunkhall/sip/trunk"
 )
+
+// setLines makes trunks and rules those of now.
+func (s *Server) setLines(all *lines) {
+	s.lines.Store(all)
+	var kept []trunk.Line
+	for _, t := range all.trunks {
+		kept = append(kept, trunk.Line{Trunk: t.Trunk, Source: t.source, Contact: t.token, Networks: t.networks})
+	}
+	s.trunks.Set(kept)
+	s.learned()
+	if s.deps.Numbers != nil {
+		var list []string
+		for _, n := range s.Numbers() {
+			list = append(list, n.Number)
+		}
+		s.deps.Numbers(list)
+	}
+}
+
+// learned spares the trunks' hosts from bans: their networks, and where their
+// registrars have answered from.
+func (s *Server) learned() {
+	all := s.lines.Load()
+	if all == nil {
+		return
+	}
+	networks := all.networks()
+	for _, t := range all.trunks {
+		for _, ip := range s.trunks.Sources(t.ID) {
+			networks = append(networks, netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()))
+		}
+	}
+	s.bans.SetTrunks(networks)
+}
 
 // trunkState describes a trunk as it does now.
 func (s *Server) trunkState(t line) call.TrunkState {
-	state := call.TrunkState{Trunk: t.Trunk, Source: t.source, Up: true}
+	state := s.trunks.State(t.ID)
+	state.Trunk, state.Source = t.Trunk, t.source
 	state.Trunk.Auth.Password = ""
 	state.Calls = s.limits.Calls(t.ID)
 	return state
 }
 
-// targets are where calls over a trunk go, the best first.
-func (s *Server) targets(t line) []string { return t.Targets }
+// RefreshTrunk registers and asks the targets of a trunk now, and returns the
+// state after that.
+func (s *Server) RefreshTrunk(ctx context.Context, id string) (call.TrunkState, error) {
+	t, ok := s.lines.Load().trunk(id)
+	if ok {
+		if _, err := s.trunks.Refresh(ctx, id); err != nil {
+			return call.TrunkState{}, err
+		}
+	}
+	if !ok {
+		_, err := s.trunks.Refresh(ctx, id) // says that there is none
+		return call.TrunkState{}, err
+	}
+	return s.trunkState(t), nil
+}
 
-// targetFailed tells that a target did not take a call.
-func (s *Server) targetFailed(t line, target string, e dialog.Ended) {}
+// targets are where calls over a trunk go, the best first.
+func (s *Server) targets(t line) []string {
+	if t.ID == inlineTrunk {
+		return t.Targets
+	}
+	return s.trunks.Targets(t.ID)
+}
+
+// target is how to send to one of them.
+func (s *Server) target(t line, uri string) dialog.Target {
+	if t.ID != inlineTrunk {
+		return s.trunks.Target(t.ID, uri)
+	}
+	return dialog.Target{
+		URI: uri, Proxy: t.Outbound,
+		Username: t.Auth.Username, Password: t.Auth.Password, Realm: t.Auth.Realm,
+	}
+}
+
+// public is the address for a trunk's SDP, if it is not the gateway's.
+func (s *Server) public(t call.Trunk) netip.Addr {
+	if ip, err := netip.ParseAddr(t.ExternalIP); err == nil {
+		return ip
+	}
+	return s.trunks.Public(t.ID)
+}
+
+// registrar reports whether an address is where a trunk's registrar answers from.
+func (s *Server) registrar(t line, ip netip.Addr) bool {
+	return t.Register.AOR != "" && slices.Contains(s.trunks.Sources(t.ID), ip)
+}

@@ -27,6 +27,7 @@ import (
 	"github.com/trunkhall/trunkhall/sip/ledger"
 	"github.com/trunkhall/trunkhall/sip/media"
 	"github.com/trunkhall/trunkhall/sip/numbers"
+	"github.com/trunkhall/trunkhall/sip/trunk"
 )
 
 const (
@@ -61,6 +62,7 @@ type Server struct {
 	pool      *media.Pool
 	bridges   *bridge.Bridges
 	endpoint  *dialog.Endpoint
+	trunks    *trunk.Trunks
 	announcer *announcer
 	count     counters
 
@@ -143,6 +145,8 @@ func (s *Server) build() (err error) {
 	if s.endpoint, err = dialog.New(cfg, doorman{s}, s.log); err != nil {
 		return err
 	}
+	auto := s.cfg.ExternalIP == "auto" || s.cfg.ExternalIP == ""
+	s.trunks = trunk.New(s.endpoint, trunk.Options{NAT: auto, Changed: s.learned}, s.log)
 	s.setLines(all)
 	return nil
 }
@@ -226,12 +230,6 @@ func (s *Server) token(trunk string) string {
 	return "t" + hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
-// setLines makes trunks and rules those of now.
-func (s *Server) setLines(all *lines) {
-	s.lines.Store(all)
-	s.bans.SetTrunks(all.networks())
-}
-
 // Run serves until ctx ends. Then it hangs up all calls, takes back its
 // registrations and returns when everything has ended.
 func (s *Server) Run(ctx context.Context) error {
@@ -249,6 +247,9 @@ func (s *Server) Run(ctx context.Context) error {
 	run("sip bridge", s.bridges.Run)
 	run("sip", s.endpoint.Run)
 	parts.Go(func() { s.keepAlive(partCtx) })
+	trunksCtx, stopTrunks := context.WithCancel(context.Background())
+	var trunks sync.WaitGroup
+	trunks.Go(func() { _ = s.trunks.Run(trunksCtx) })
 
 	var err error
 	select {
@@ -256,6 +257,8 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	s.drain()
+	stopTrunks() // what is registered is taken back while the endpoint still works
+	trunks.Wait()
 	stop()
 	parts.Wait()
 	close(failed)

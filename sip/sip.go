@@ -20,9 +20,12 @@ import (
 type Deps struct {
 	SFU       *sfu.Server
 	Directory Directory // nil: media rooms only
-	Store     Store  // nil: trunks and rules of the API live in memory only
-	Secret    []byte // keys what must stay the same over restarts; empty: random
-	Log       *slog.Logger
+	Store     Store     // nil: trunks and rules of the API live in memory only
+	Secret    []byte    // keys what must stay the same over restarts; empty: random
+	// Numbers is told the numbers on which phones are asked for a PIN, at once and
+	// whenever they change; may be nil. It must not block.
+	Numbers func(numbers []string)
+	Log     *slog.Logger
 }
 
 // A Directory knows rooms and users. Implementations: signaling's with Matrix, and
