@@ -70,9 +70,10 @@ type Member struct {
 	room     *Room
 	sid      call.ParticipantSID
 	identity call.Identity
-	params   JoinParams // as given to Join; Session and Grant have moved below
-	conn     *transport // nil for members of this process
-	tap      Tap        // for those; may be nil
+	params   JoinParams                // as given to Join; Session and Grant have moved below
+	conn     *transport                // nil for members of this process
+	tap      Tap                       // for those; may be nil
+	line     atomic.Pointer[linkState] // for those, as they report it
 	info     atomic.Pointer[ParticipantInfo]
 
 	eventMu sync.Mutex // guards the following and orders the events
@@ -237,6 +238,15 @@ func (m *Member) SetSubscriptionPermissions(all bool, per []TrackPermission) {
 		m.policy = newPolicy(all, per)
 		m.room.reconcilePublisher(m)
 	})
+}
+
+// ReportLink tells how good the line of a member of this process is: the share of
+// packets lost lately and the round trip time. Others are shown it as the quality
+// of its connection.
+func (m *Member) ReportLink(lost float64, rtt time.Duration) {
+	if m.conn == nil {
+		m.line.Store(&linkState{up: lost, rtt: rtt})
+	}
 }
 
 // UpdateSelf changes what others are shown: empty name or metadata stay as they

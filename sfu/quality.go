@@ -78,6 +78,9 @@ func (s linkState) score() (ConnectionQuality, float32) {
 
 // link gathers m's present state.
 func (m *Member) link() linkState {
+	if line := m.line.Load(); line != nil {
+		return *line
+	}
 	s := linkState{lost: !m.failedAt.IsZero()}
 	for _, t := range m.tracks {
 		if share, any := t.up.takeLoss(); any {

@@ -3,9 +3,12 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -45,6 +48,14 @@ func (h *handset) Write(pcm []int16) error {
 	h.heard = append(h.heard, pcm...)
 	return nil
 }
+
+// A line is a handset that knows how good its line is.
+type line struct {
+	*handset
+	stats call.LegStats
+}
+
+func (l *line) Stats() call.LegStats { return l.stats }
 
 func (h *handset) say(hz, amplitude float64) {
 	h.mu.Lock()
@@ -282,6 +293,99 @@ func TestRoomAndServerEnd(t *testing.T) {
 	srv.Drain(sfu.ReasonServerShutdown)
 	eventually(t, "the drain to be told", func() bool { return second.last() == Removed{sfu.ReasonServerShutdown} })
 	joinPhone(t, all, testSeat("talk", "left behind"), 8000, 440) // Run ends it
+}
+
+// TestTellsOfBadLines: browsers see the quality of a phone's line.
+func TestTellsOfBadLines(t *testing.T) {
+	d := newDesk(t)
+	c := d.colleague(0, browserOpus)
+	phone := d.phone(8000, 440)
+	l := &line{handset: phone.handset}
+	phone.sound = l
+	d.run(6 * time.Second)
+	l.stats = call.LegStats{Packets: 900, Lost: 100}
+	d.run(6 * time.Second)
+	eventually(t, "the colleague to see a poor line", func() bool {
+		return c.saw(func(e sfu.Event) bool {
+			q, ok := e.(sfu.EventConnectionQuality)
+			return ok && q.SID == phone.SID() && q.Quality == sfu.ConnectionPoor
+		})
+	})
+}
+
+// TestFramesKeepTime: fifty a second, and after a pause not all at once.
+func TestFramesKeepTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := New(nil, testLog())
+		b := &bridge{all: all, stop: make(chan struct{}), keys: newKeyring(), now: time.Now, people: make(map[call.Identity]person)}
+		h := &slowHandset{handset: handset{rate: 8000}}
+		p := newPhone(b, testSeat("talk", "phone"), PhoneOptions{Sound: h})
+		b.post(func() { b.add(p) })
+		all.tasks.Go(b.run)
+		time.Sleep(10*time.Second + time.Millisecond)
+		if h.frames != 500 {
+			t.Errorf("%d frames in ten seconds", h.frames)
+		}
+		h.pause = 300 * time.Millisecond
+		time.Sleep(time.Second)
+		// One frame took 300 ms, in which 15 were due; 3 of them are made up for.
+		if made := h.frames - 500; made != 38 || all.Stats().Skipped != 12 {
+			t.Errorf("%d frames in a second with a pause, %d skipped", made, all.Stats().Skipped)
+		}
+		close(b.stop)
+		all.tasks.Wait()
+	})
+}
+
+// A slowHandset stops once for a while.
+type slowHandset struct {
+	handset
+	frames int
+	pause  time.Duration
+}
+
+func (h *slowHandset) Read(now time.Time, pcm []int16) {
+	h.frames++
+	time.Sleep(h.pause)
+	h.pause = 0
+	clear(pcm)
+}
+
+// TestManyShortCalls leaves nothing behind.
+func TestManyShortCalls(t *testing.T) {
+	srv, all := start(t)
+	room := srv.OpenRoom("busy", sfu.RoomOptions{})
+	joinPhone(t, all, testSeat("busy", "stays"), 8000, 440)
+	before := runtime.NumGoroutine()
+	var calls sync.WaitGroup
+	for i := range 4 {
+		calls.Go(func() {
+			for j := range 50 {
+				name := call.RoomName("busy")
+				if j%2 == 0 {
+					name = call.RoomName(fmt.Sprintf("room %d %d", i, j))
+				}
+				p, err := all.Join(context.Background(), testSeat(name, call.Identity(fmt.Sprintf("phone %d %d", i, j))), PhoneOptions{
+					Sound: &handset{rate: 8000 * (1 + j%2), tone: tone{hz: 440, amplitude: 9000}},
+				})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				p.SetMuted(j%3 == 0)
+				p.Leave(sfu.ReasonClientInitiated)
+				srv.DeleteRoom(call.RoomName(fmt.Sprintf("room %d %d", i, j)), sfu.ReasonRoomClosed)
+			}
+		})
+	}
+	calls.Wait()
+	eventually(t, "goroutines to end", func() bool {
+		s := all.Stats()
+		return s.Phones == 1 && s.Rooms == 1 && runtime.NumGoroutine() <= before+2
+	})
+	if n := len(room.Participants()); n != 1 {
+		t.Errorf("%d participants are left", n)
+	}
 }
 
 func TestBrokenSoundEndsOnlyItsPhone(t *testing.T) {

@@ -43,6 +43,7 @@ type colleague struct {
 	mu    sync.Mutex
 	heard []rtp.Packet
 	loud  []uint8
+	log   []sfu.Event
 }
 
 func newDesk(t testing.TB) *desk {
@@ -96,7 +97,18 @@ func (d *desk) colleague(hz float64, config opus.Config) *colleague {
 
 var browserOpus = opus.Config{Rate: 48000, Bitrate: 24000, Complexity: 3}
 
-func (c *colleague) Event(sfu.Event)              {}
+func (c *colleague) Event(e sfu.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.log = append(c.log, e)
+}
+
+func (c *colleague) saw(f func(sfu.Event) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.log, f)
+}
+
 func (c *colleague) Open(t sfu.TapTrack) sfu.Sink { return c }
 func (c *colleague) Close()                       {}
 

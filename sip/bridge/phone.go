@@ -26,6 +26,7 @@ const (
 	dtxEvery = 20             // frames between the packets that keep a silent stream alive
 	ducked   = 8              // the conference while an announcement plays: a quarter, in 1/32
 	maxClips = 32             // waiting announcements
+	comfort  = 67             // -dBov of the noise that fills silence
 	dtxTOC   = byte(1<<3 | 0) // SILK, narrowband, 20 ms, one frame of no octets
 )
 
@@ -74,6 +75,8 @@ type Phone struct {
 	clock            uint32 // timestamp of frame 0
 	spurt            bool   // in a talk spurt
 	quiet            int    // frames since the last packet
+	reported         call.LegStats
+	noise            audio.Noise // so that a silent room does not sound like a dead line
 	clips            []*clip
 	clipFrame        []int16
 }
@@ -99,6 +102,7 @@ func newPhone(b *bridge, seat call.Seat, o PhoneOptions) *Phone {
 		packet: make([]byte, opus.MaxPayload), clock: rand.Uint32(),
 	}
 	p.muted.Store(o.StartMuted)
+	p.noise.SetLevel(comfort)
 	return p
 }
 
@@ -361,6 +365,26 @@ func (p *Phone) useRate(rate int) {
 	p.across, p.encoder = nil, nil
 }
 
+// report tells the room how good the telephone's line is, if its sound knows.
+func (p *Phone) report() {
+	s, ok := p.sound.(interface{ Stats() call.LegStats })
+	if !ok || p.failed {
+		return
+	}
+	defer p.survive()
+	now := s.Stats()
+	came, lost := float64(now.Packets-p.reported.Packets), float64(now.Lost-p.reported.Lost)
+	if now.Packets < p.reported.Packets || now.Lost < p.reported.Lost {
+		came, lost = 0, 0 // the sound was made anew, or what was lost has come
+	}
+	p.reported = now
+	share := 0.0
+	if came+lost > 0 {
+		share = lost / (came + lost)
+	}
+	p.member.ReportLink(share, now.RTT)
+}
+
 // speak gives the phone's frame to the other phones.
 func (p *Phone) speak() {
 	if p.failed || p.Muted() {
@@ -401,6 +425,9 @@ func (p *Phone) hear() {
 		own.Read(p.out)
 	}
 	p.announce()
+	if !p.held.Load() && audio.Level(p.out) == 127 {
+		p.noise.Fill(p.out)
+	}
 	if err := p.sound.Write(p.out); err != nil {
 		p.counts.broken.Add(1)
 	}

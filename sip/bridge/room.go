@@ -16,7 +16,8 @@ const (
 	maxVoices   = 6 // of browsers and phones heard at once
 	maxCatchUp  = 3 // frames made at once after the machine stood still
 	rateLinger  = 5 * time.Second
-	maxTones    = 15 // in larger rooms nobody wants to hear who comes and goes
+	reportEvery = 250 // frames between two reports of a line's quality
+	maxTones    = 15  // in larger rooms nobody wants to hear who comes and goes
 )
 
 // The sample rates of telephones; arrays of two are indexed like this.
@@ -154,9 +155,12 @@ func (b *bridge) tick(now time.Time) {
 			m.Mix()
 		}
 	}
-	for _, p := range b.phones {
+	for i, p := range b.phones {
 		p.hear()
 		p.send(b.frame)
+		if (b.frame+uint32(i))%reportEvery == 0 {
+			p.report()
+		}
 	}
 }
 
