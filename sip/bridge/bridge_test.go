@@ -323,11 +323,13 @@ func TestFramesKeepTime(t *testing.T) {
 		b.post(func() { b.add(p) })
 		all.tasks.Go(b.run)
 		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
 		if h.frames != 500 {
 			t.Errorf("%d frames in ten seconds", h.frames)
 		}
 		h.pause = 300 * time.Millisecond
 		time.Sleep(time.Second)
+		synctest.Wait()
 		// One frame took 300 ms, in which 15 were due; 3 of them are made up for.
 		if made := h.frames - 500; made != 38 || all.Stats().Skipped != 12 {
 			t.Errorf("%d frames in a second with a pause, %d skipped", made, all.Stats().Skipped)
