@@ -143,13 +143,40 @@ func (c *Counters) Begin(now time.Time, r Request) (*Lease, error) {
 func (c *Counters) begin(now time.Time, r Request) (*Lease, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.check(now, r); err != nil {
+		return nil, err
+	}
+	l := &Lease{c: c, r: r}
+	if r.Direction == call.Outbound {
+		u := c.user(r.By)
+		u.calls++
+		u.begun = append(u.begun, now)
+	}
+	t := c.trunk(r.Trunk)
+	if r.MaxCPS > 0 {
+		t.tokens--
+	}
+	t.calls++
+	c.open[l] = struct{}{}
+	return l, nil
+}
+
+// Would returns what Begin would, but counts nothing.
+func (c *Counters) Would(now time.Time, r Request) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.check(now, r)
+}
+
+// check returns the limit that stands against one more leg. c.mu is held.
+func (c *Counters) check(now time.Time, r Request) error {
 	c.turn(now)
 	if c.cfg.MaxCalls > 0 && len(c.open) >= c.cfg.MaxCalls {
-		return nil, refuse("calls", 10*time.Second, "all %d lines of this server are busy", c.cfg.MaxCalls)
+		return refuse("calls", 10*time.Second, "all %d lines of this server are busy", c.cfg.MaxCalls)
 	}
 	t := c.trunk(r.Trunk)
 	if r.MaxCalls > 0 && t.calls >= r.MaxCalls {
-		return nil, refuse("trunk_calls", 10*time.Second, "all %d lines of this trunk are busy", r.MaxCalls)
+		return refuse("trunk_calls", 10*time.Second, "all %d lines of this trunk are busy", r.MaxCalls)
 	}
 	if r.MaxCPS > 0 {
 		burst := max(r.MaxCPS, 1)
@@ -159,24 +186,13 @@ func (c *Counters) begin(now time.Time, r Request) (*Lease, error) {
 		t.tokens = min(burst, t.tokens+now.Sub(t.seen).Seconds()*r.MaxCPS)
 		t.seen = now
 		if t.tokens < 1 {
-			return nil, refuse("trunk_cps", time.Second, "too many calls at once over this trunk; try again in a second")
+			return refuse("trunk_cps", time.Second, "too many calls at once over this trunk; try again in a second")
 		}
 	}
-	l := &Lease{c: c, r: r}
 	if r.Direction == call.Outbound {
-		if err := c.mayDial(now, r); err != nil {
-			return nil, err
-		}
-		u := c.user(r.By)
-		u.calls++
-		u.begun = append(u.begun, now)
+		return c.mayDial(now, r)
 	}
-	if r.MaxCPS > 0 {
-		t.tokens--
-	}
-	t.calls++
-	c.open[l] = struct{}{}
-	return l, nil
+	return nil
 }
 
 // mayDial applies the limits of calls out. c.mu is held.

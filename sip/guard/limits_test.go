@@ -40,6 +40,14 @@ func TestUserLimits(t *testing.T) {
 			leases = append(leases, l)
 		}
 	}
+	if err := c.Would(start, dial("@alice:x")); limitOf(t, err) != "user_concurrent" {
+		t.Errorf("asked beforehand: %v", err)
+	}
+	for range 10 {
+		if err := c.Would(start, dial("@bob:x")); err != nil {
+			t.Errorf("asking counts as calling: %v", err)
+		}
+	}
 	if _, err := c.Begin(start, dial("@bob:x")); err != nil {
 		t.Errorf("another user: %v", err)
 	}
