@@ -351,6 +351,7 @@ func addresses(values []string) (out []Address) {
 // A via is one Via value (RFC 3261 §20.42).
 type via struct {
 	raw       string
+	good      bool // it could be read
 	transport string
 	host      string // IPv6 without brackets
 	port      int    // 0: none
@@ -409,5 +410,6 @@ func parseVia(s string) (v via, ok bool) {
 		v.port = int(n)
 	}
 	v.params, ok = parseParams(tail, true)
+	v.good = ok
 	return v, ok
 }

@@ -826,7 +826,7 @@ func viaBack(v via, src netip.AddrPort) string {
 	if a, err := netip.ParseAddr(v.host); err == nil {
 		same = a.Unmap() == src.Addr()
 	}
-	if v.raw == "" || same && !(asked && rport == "") {
+	if !v.good || same && !(asked && rport == "") {
 		return v.raw
 	}
 	head := v.raw
@@ -853,7 +853,7 @@ func viaBack(v via, src netip.AddrPort) string {
 // of the Via unless rport is there (RFC 3261 §18.2.2, RFC 3581 §4).
 func back(m *message) *flow {
 	f := m.flow
-	if f.reliable() || len(m.via) == 0 {
+	if f.reliable() || len(m.via) == 0 || !m.via[0].good {
 		return f
 	}
 	if _, ok := m.via[0].params.get("rport"); ok {
