@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -324,14 +325,14 @@ func TestFramesKeepTime(t *testing.T) {
 		all.tasks.Go(b.run)
 		time.Sleep(10*time.Second + time.Millisecond)
 		synctest.Wait()
-		if h.frames != 500 {
-			t.Errorf("%d frames in ten seconds", h.frames)
+		if n := h.frames.Load(); n != 500 {
+			t.Errorf("%d frames in ten seconds", n)
 		}
-		h.pause = 300 * time.Millisecond
+		h.pause.Store(int64(300 * time.Millisecond))
 		time.Sleep(time.Second)
 		synctest.Wait()
 		// One frame took 300 ms, in which 15 were due; 3 of them are made up for.
-		if made := h.frames - 500; made != 38 || all.Stats().Skipped != 12 {
+		if made := h.frames.Load() - 500; made != 38 || all.Stats().Skipped != 12 {
 			t.Errorf("%d frames in a second with a pause, %d skipped", made, all.Stats().Skipped)
 		}
 		close(b.stop)
@@ -342,14 +343,13 @@ func TestFramesKeepTime(t *testing.T) {
 // A slowHandset stops once for a while.
 type slowHandset struct {
 	handset
-	frames int
-	pause  time.Duration
+	frames atomic.Int64
+	pause  atomic.Int64 // the next one, in nanoseconds
 }
 
 func (h *slowHandset) Read(now time.Time, pcm []int16) {
-	h.frames++
-	time.Sleep(h.pause)
-	h.pause = 0
+	h.frames.Add(1)
+	time.Sleep(time.Duration(h.pause.Swap(0)))
 	clear(pcm)
 }
 
