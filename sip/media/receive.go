@@ -71,10 +71,16 @@ type prepared struct {
 
 func newSound(c audio.Codec) (*audio.Receiver, error) {
 	// Payload types are translated before, see Session.sort.
-	return audio.NewReceiver(audio.DefaultReceiverConfig(c, voiceType, eventType))
+	cfg := audio.DefaultReceiverConfig(c, voiceType, eventType)
+	cfg.Min = shortestDelay
+	return audio.NewReceiver(cfg)
 }
 
 const voiceType, eventType = 0, 101
+
+// shortestDelay is what the jitter buffer adds where packets come evenly. It grows by
+// itself as soon as they do not.
+const shortestDelay = 20 * time.Millisecond
 
 // prepare does everything about a new plan that can fail.
 func (in *receiver) prepare(p, before *plan) (out prepared, err error) {
