@@ -22,9 +22,9 @@ type server struct {
 	APISecret  string `json:"api_secret"`
 }
 
-// start runs a demo until the test ends. The program is $TRUNKHALL_BIN, else
+// start runs a demo until the test ends, with more arguments perhaps. The program is $TRUNKHALL_BIN, else
 // bin/trunkhall of the repository as `make build` leaves it.
-func start(t *testing.T) *server {
+func start(t *testing.T, more ...string) *server {
 	t.Helper()
 	bin := os.Getenv("TRUNKHALL_BIN")
 	if bin == "" {
@@ -40,7 +40,7 @@ func start(t *testing.T) *server {
 			t.Fatalf("building trunkhall: %v\n%s", err, out)
 		}
 	}
-	cmd := exec.Command(bin, "demo", "--json", "--listen", "127.0.0.1:0", "--data", t.TempDir())
+	cmd := exec.Command(bin, append([]string{"demo", "--json", "--listen", "127.0.0.1:0", "--data", t.TempDir()}, more...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var log logBuffer
 	cmd.Stderr = &log
