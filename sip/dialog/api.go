@@ -216,9 +216,13 @@ type Target struct {
 	Username, Password, Realm string
 	// Networks are further sources of requests inside the dialog.
 	Networks []netip.Prefix
-	// ExternalIP overrides Config.ExternalIP.
-	ExternalIP netip.Addr
+	// ExternalIP overrides Config.ExternalIP. ExternalPort, if not 0, is shown
+	// with it instead of the socket's: the port of a NAT.
+	ExternalIP   netip.Addr
+	ExternalPort uint16
 }
+
+func (t Target) external() netip.AddrPort { return netip.AddrPortFrom(t.ExternalIP, t.ExternalPort) }
 
 // A Message is a request outside of any dialog: REGISTER, OPTIONS.
 type Message struct {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -55,7 +54,7 @@ type Call struct {
 	routes    []string
 	localSeq  uint32
 	remoteSeq uint32
-	external  netip.Addr
+	external  netip.AddrPort
 	creds     credentials
 	asked     struct { // how the peer challenged the INVITE
 		code  int
@@ -170,7 +169,7 @@ func stopTimer(t *time.Timer) {
 }
 
 // abandonAfter is how long an ended call waits for somebody to read its events.
-const abandonAfter = 30 * time.Second
+const abandonAfter = 2 * time.Minute
 
 // run owns the call.
 func (c *Call) run() {
@@ -603,9 +602,10 @@ func (e *Endpoint) wayTo(uri string) (*flow, error) {
 
 // stamp puts our Via on top of m (RFC 3261 §18.1.1). rport asks where we are
 // seen (RFC 3581).
-func (e *Endpoint) stamp(m *message, f *flow, external netip.Addr) (branch string) {
+func (e *Endpoint) stamp(m *message, f *flow, external netip.AddrPort) (branch string) {
 	branch = magic + randomHex(10)
-	v := "SIP/2.0/" + strings.ToUpper(f.network) + " " + net.JoinHostPort(e.shown(f, external).Addr().WithZone("").String(), strconv.Itoa(int(e.shown(f, external).Port()))) + ";branch=" + branch + ";rport"
+	a := e.shown(f, external)
+	v := "SIP/2.0/" + strings.ToUpper(f.network) + " " + hostOf(a.Addr()) + ":" + strconv.Itoa(int(a.Port())) + ";branch=" + branch + ";rport"
 	m.headers = append([]Header{{"Via", v}}, m.headers...)
 	return branch
 }
@@ -615,7 +615,7 @@ const udpLimit = 1300
 
 // launch sends a request in a transaction of its own. A request too large for
 // UDP tries TCP first, and goes by UDP after all if nobody listens there.
-func (e *Endpoint) launch(m *message, f *flow, external netip.Addr, on func(*message, error)) {
+func (e *Endpoint) launch(m *message, f *flow, external netip.AddrPort, on func(*message, error)) {
 	if f.udp != nil && len(m.bytes())+150 > udpLimit {
 		e.spawn(func() {
 			ctx, cancel := context.WithTimeout(e.ctx, 2*time.Second)
@@ -630,7 +630,7 @@ func (e *Endpoint) launch(m *message, f *flow, external netip.Addr, on func(*mes
 	e.launchOver(m, f, external, on)
 }
 
-func (e *Endpoint) launchOver(m *message, f *flow, external netip.Addr, on func(*message, error)) *clientTx {
+func (e *Endpoint) launchOver(m *message, f *flow, external netip.AddrPort, on func(*message, error)) *clientTx {
 	branch := e.stamp(m, f, external)
 	t := &clientTx{e: e, key: clientKey(branch, m.method), req: m, flow: f, invite: m.method == "INVITE", on: on}
 	e.mu.Lock()

@@ -78,7 +78,7 @@ func (e *Endpoint) Request(ctx context.Context, m Message) (Response, error) {
 		limit := ctx
 		cancel := func() {}
 		if i < len(hops)-1 {
-			limit, cancel = context.WithTimeout(ctx, 12*e.timers.t1)
+			limit, cancel = context.WithTimeout(ctx, 10*e.timers.t1)
 		}
 		r, err := e.requestHop(limit, h, m, tag)
 		cancel()
@@ -119,7 +119,7 @@ func (e *Endpoint) requestHop(ctx context.Context, h Hop, m Message, tag string)
 		req.add("Call-ID", m.CallID)
 		req.add("CSeq", strconv.Itoa(int(req.seq))+" "+m.Method)
 		if m.Contact != "" || m.ContactParams != "" {
-			c := &Call{e: e, external: m.Target.ExternalIP}
+			c := &Call{e: e, external: m.Target.external()}
 			c.makeContact(f, m.Contact, strings.HasPrefix(m.URI, "sips:"))
 			if m.ContactParams != "" {
 				c.contact += ";" + m.ContactParams
@@ -148,7 +148,7 @@ func (e *Endpoint) requestHop(ctx context.Context, h Hop, m Message, tag string)
 		}
 		done := make(chan outcome, 1)
 		began := time.Now()
-		e.launch(req, f, m.Target.ExternalIP, func(res *message, err error) {
+		e.launch(req, f, m.Target.external(), func(res *message, err error) {
 			if err == nil && res.code < 200 {
 				return
 			}

@@ -210,9 +210,9 @@ func (e *Endpoint) localAddr(bound, remote netip.Addr) netip.Addr {
 }
 
 // shown is the address for Via and Contact towards the peer of f.
-func (e *Endpoint) shown(f *flow, external netip.Addr) netip.AddrPort {
-	if !external.IsValid() {
-		external = e.cfg.ExternalIP
+func (e *Endpoint) shown(f *flow, external netip.AddrPort) netip.AddrPort {
+	if !external.Addr().IsValid() {
+		external = netip.AddrPortFrom(e.cfg.ExternalIP, 0)
 	}
 	port := f.local.Port()
 	if f.conn != nil {
@@ -227,8 +227,11 @@ func (e *Endpoint) shown(f *flow, external netip.Addr) netip.AddrPort {
 			port = f.local.Port()
 		}
 	}
-	if external.IsValid() && !inside(f.remote.Addr()) && external.Is4() == f.remote.Addr().Is4() {
-		return netip.AddrPortFrom(external, port)
+	if a := external.Addr(); a.IsValid() && !inside(f.remote.Addr()) && a.Is4() == f.remote.Addr().Is4() {
+		if external.Port() != 0 {
+			return external
+		}
+		return netip.AddrPortFrom(a, port)
 	}
 	return netip.AddrPortFrom(e.localAddr(f.local.Addr(), f.remote.Addr()), port)
 }

@@ -2,6 +2,8 @@ package dialog
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,7 +14,7 @@ import (
 const magic = "z9hG4bK"
 
 var (
-	errTimeout = errors.New("no answer")
+	errTimeout = fmt.Errorf("no answer: %w", os.ErrDeadlineExceeded)
 	errClosed  = errors.New("the endpoint has stopped")
 )
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -112,9 +113,9 @@ func (e *Endpoint) Dial(ctx context.Context, o Outgoing) (*Call, error) {
 	c.opts = o.Options
 	c.opts.Networks = slices.Concat(o.Options.Networks, o.Target.Networks)
 	c.trunk = o.Trunk
-	c.external = o.Target.ExternalIP
-	if !c.external.IsValid() {
-		c.external = o.Options.ExternalIP
+	c.external = o.Target.external()
+	if !o.Target.ExternalIP.IsValid() {
+		c.external = netip.AddrPortFrom(o.Options.ExternalIP, 0)
 	}
 	c.creds = credentials{o.Target.Username, o.Target.Password, o.Target.Realm}
 	if c.opts.Contact == "" {
@@ -287,7 +288,7 @@ func (c *Call) invite(f *flow) {
 	})
 	if len(u.hops) > 0 {
 		// While there are others, one that says nothing at all is given up early.
-		c.uac.patience = c.after(12*c.e.timers.t1, func() {
+		c.uac.patience = c.after(10*c.e.timers.t1, func() {
 			if n == u.attempt && u.open && !u.anything && !c.over {
 				c.e.log.Info("sip: no answer, trying the next address", "call_id", c.callID, "hop", u.hop.String())
 				c.e.punish(u.hop)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -79,7 +80,7 @@ func (e *Endpoint) invited(t *serverTx, r *Request, v Verdict) {
 
 	c := e.newCall(true, m.callID, t.tag)
 	c.req, c.opts, c.trunk, c.old = r, v.Options, r.Trunk, old
-	c.external = v.Options.ExternalIP
+	c.external = netip.AddrPortFrom(v.Options.ExternalIP, 0)
 	c.path.Store(t.flow)
 	c.allow(m.flow.remote.Addr())
 	c.localHdr = m.get("To") + ";tag=" + t.tag
