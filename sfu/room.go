@@ -153,6 +153,9 @@ func (r *Room) close(why Reason) {
 	<-r.done
 }
 
+// Closed reports whether the room has ended. Server.OpenRoom then opens another.
+func (r *Room) Closed() bool { return r.closed() }
+
 func (r *Room) closed() bool {
 	select {
 	case <-r.done:

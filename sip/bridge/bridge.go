@@ -121,7 +121,17 @@ func (b *Bridges) Join(ctx context.Context, seat call.Seat, o PhoneOptions) (*Ph
 		}
 		maps.Copy(grant.Attrs, o.Attrs)
 	}
-	room := b.srv.OpenRoom(seat.Room, o.Room)
+	for tries := 0; ; tries++ {
+		room := b.srv.OpenRoom(seat.Room, o.Room)
+		p, err := b.join(ctx, room, grant, seat, o)
+		if errors.Is(err, call.ErrUnavailable) && room.Closed() && tries < 3 {
+			continue // it closed just now: the next one is another
+		}
+		return p, err
+	}
+}
+
+func (b *Bridges) join(ctx context.Context, room *sfu.Room, grant call.Grant, seat call.Seat, o PhoneOptions) (*Phone, error) {
 	in, err := b.enter(room)
 	if err != nil {
 		return nil, err

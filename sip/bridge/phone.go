@@ -473,7 +473,8 @@ func (p *Phone) send(frame uint32) {
 
 func (p *Phone) newEncoder() bool {
 	c := opus.DefaultConfig(rates[p.at])
-	c.DTX = false // the gate decides, for less
+	c.DTX = false    // the gate decides, for less
+	c.Complexity = 3 // a fifth cheaper than 5; no better segmental SNR was measured above
 	e, err := opus.NewEncoder(c)
 	if err != nil {
 		p.bridge.all.log.Error("no Opus encoder", "err", err)
