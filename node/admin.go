@@ -121,27 +121,29 @@ func (u localUsers) fullID(user string) matrix.UserID {
 // owner of the directory can reach it.
 const adminSocket = "admin.sock"
 
-// An adminRequest is one user command on its way to the running server.
+// An adminRequest is one user or phone command on its way to the running server.
 type adminRequest struct {
-	Do       string `json:"do"` // add, passwd, list
-	User     string `json:"user,omitempty"`
-	Password string `json:"password,omitempty"`
-	Admin    bool   `json:"admin,omitempty"`
+	Do       string        `json:"do"` // add, passwd, list, phones.check ...
+	User     string        `json:"user,omitempty"`
+	Password string        `json:"password,omitempty"`
+	Admin    bool          `json:"admin,omitempty"`
+	Phones   *phoneRequest `json:"phones,omitempty"`
 }
 
 type adminReply struct {
-	UserID string     `json:"user_id,omitempty"`
-	Users  []UserInfo `json:"users,omitempty"`
-	Error  string     `json:"error,omitempty"`
+	UserID string          `json:"user_id,omitempty"`
+	Users  []UserInfo      `json:"users,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"` // of a phones command
+	Error  string          `json:"error,omitempty"`
 }
 
-// An admin answers user commands on a Unix socket.
+// An admin answers user and phone commands on a Unix socket.
 type admin struct {
 	ln   net.Listener // nil when the path is too long for a socket
 	http *http.Server
 }
 
-func newAdmin(dir string, users Users, log *slog.Logger) (*admin, error) {
+func newAdmin(dir string, users Users, phones runningPhones, log *slog.Logger) (*admin, error) {
 	name := filepath.Join(dir, adminSocket)
 	a := &admin{}
 	_ = os.Remove(name) // left by a kill; we hold the lock of the directory
@@ -162,7 +164,7 @@ func newAdmin(dir string, users Users, log *slog.Logger) (*admin, error) {
 			var req adminRequest
 			reply := adminReply{Error: "not understood"}
 			if json.NewDecoder(io.LimitReader(r.Body, 64<<10)).Decode(&req) == nil {
-				reply = answerAdmin(r.Context(), users, req)
+				reply = answerAdmin(r.Context(), users, phones, req)
 			}
 			_ = json.NewEncoder(w).Encode(reply)
 		}),
@@ -170,7 +172,7 @@ func newAdmin(dir string, users Users, log *slog.Logger) (*admin, error) {
 	return a, nil
 }
 
-func answerAdmin(ctx context.Context, users Users, req adminRequest) (reply adminReply) {
+func answerAdmin(ctx context.Context, users Users, phones runningPhones, req adminRequest) (reply adminReply) {
 	err := fmt.Errorf("unknown command %q", req.Do)
 	switch req.Do {
 	case "add":
@@ -179,6 +181,10 @@ func answerAdmin(ctx context.Context, users Users, req adminRequest) (reply admi
 		err = users.SetPassword(ctx, req.User, req.Password)
 	case "list":
 		reply.Users, err = users.List(ctx)
+	default:
+		if strings.HasPrefix(req.Do, phonesPrefix) && req.Phones != nil {
+			reply.Result, err = phones.reply(ctx, req.Do, *req.Phones)
+		}
 	}
 	if err != nil {
 		reply.Error = err.Error()

@@ -167,9 +167,10 @@ func (n *Node) buildMatrix() (err error) {
 	return nil
 }
 
-// buildFront binds the HTTP port and the socket of the user commands.
+// buildFront binds the HTTP port and the socket of the commands.
 func (n *Node) buildFront() (err error) {
-	admin, err := newAdmin(n.cfg.DataDir, localUsers{n.home}, n.log.With("part", "admin"))
+	admin, err := newAdmin(n.cfg.DataDir, localUsers{n.home},
+		runningPhones{n.phones, n.calls.PhoneDirectory(), n.cfg.SIP.Rooms}, n.log.With("part", "admin"))
 	if err != nil {
 		return err
 	}

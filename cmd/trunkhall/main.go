@@ -38,6 +38,7 @@ usage: trunkhall COMMAND [flags]
             removed at the end
   config    print the documented default configuration
   user      add, list, passwd: accounts of a data directory
+  sip       check, explain, pin, bans, calls: telephones
   bench     measure this machine: sfu or homeserver
   version   print the version
 
@@ -100,6 +101,8 @@ func run(ctx context.Context, e env) int {
 		err = printConfig(e)
 	case "user":
 		err = user(ctx, e)
+	case "sip":
+		err = sipCommand(ctx, e)
 	case "bench":
 		err = benchmark(ctx, e)
 	case "version", "--version", "-version":
