@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 
 	"github.com/trunkhall/trunkhall/call"
-	"github.com/trunkhall/trunkhall/matrix"
 	"github.com/trunkhall/trunkhall/sip"
 	"github.com/trunkhall/trunkhall/sip/numbers"
 )
@@ -44,13 +43,7 @@ func (n *Node) buildPhones() (err error) {
 
 // phoneUser tells the HTTP API whose access token it is.
 func (n *Node) phoneUser(ctx context.Context, token string) (user string, admin bool, err error) {
-	a, ok := any(n.home).(interface {
-		Authenticate(ctx context.Context, token string) (matrix.UserID, bool, error)
-	})
-	if !ok {
-		return "", false, call.ErrForbidden
-	}
-	id, admin, err := a.Authenticate(ctx, token)
+	id, admin, err := n.home.Authenticate(ctx, token)
 	return string(id), admin, err
 }
 

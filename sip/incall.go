@@ -317,6 +317,7 @@ func refusal(e dialog.Ended) (call.Cause, string) {
 
 // digit is one key that the phone pressed. Which one is never logged.
 func (l *leg) digit(digit byte) {
+	l.s.count.digits.Add(1)
 	switch {
 	case l.over:
 	case l.pressed != nil:
@@ -359,6 +360,7 @@ func pick(first bool, a, b string) string {
 
 // press sends digits to the phone, as its trunk wants them.
 func (l *leg) press(digits string) {
+	l.s.count.digits.Add(uint64(len(digits)))
 	if l.trunk.DTMF != "info" {
 		if m := l.sound.media.Load(); m != nil {
 			m.Press(digits)

@@ -384,6 +384,7 @@ func (l *leg) finish() {
 		now.Ended = time.Now()
 		now.Stats, now.Codec, now.SRTP = stats.Stats, stats.Codec, stats.SRTP
 	})
+	l.s.count.left(stats.Stats)
 	l.enter(call.LegEnded)
 	last := l.snapshot()
 	if err := l.s.ledger.Finish(last); err != nil {

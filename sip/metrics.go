@@ -15,11 +15,19 @@ var setupBounds = []float64{0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
 // counters count since the start.
 type counters struct {
 	pinWrong atomic.Uint64
+	digits   atomic.Uint64 // keys, both ways
 
 	mu     sync.Mutex // guards the following fields
 	steps  map[string]uint64
 	setups Histogram
 	lost   uint64 // of legs that have ended
+}
+
+// left counts what a leg that has ended lost.
+func (c *counters) left(stats call.LegStats) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost += stats.Lost
 }
 
 // step counts a message or a call that got no further than that.
@@ -67,6 +75,9 @@ type Metrics struct {
 	Steps        map[string]uint64 // what got no further than a step of screening, by its name
 	Lost         uint64            // RTP packets
 	Jitter       []float64         // ms, of each leg now
+	MOS          []float64         // of each leg now whose is known
+	Digits       uint64            // keys pressed, both ways
+	Banned       int               // addresses that are shut out now
 	Starved      uint64            // mixer frames that had to be concealed
 	OpusPanics   uint64
 	Registered   map[string]bool    // trunk
@@ -92,7 +103,11 @@ func (s *Server) Metrics() Metrics {
 		Registered:  make(map[string]bool),
 		Ping:        make(map[string]float64),
 		PINRejected: s.count.pinWrong.Load(),
+		Digits:      s.count.digits.Load(),
+		Banned:      len(s.Bans()),
 	}
+	mixing := s.bridges.Stats()
+	m.Starved, m.OpusPanics = mixing.Concealed, mixing.Panics
 	s.count.mu.Lock()
 	m.Steps, m.Lost = maps.Clone(s.count.steps), s.count.lost
 	m.Setup = Histogram{Bounds: setupBounds, Counts: append([]uint64(nil), s.count.setups.Counts...), Sum: s.count.setups.Sum, Count: s.count.setups.Count}
@@ -102,6 +117,9 @@ func (s *Server) Metrics() Metrics {
 		m.Active[ActiveKey{now.Direction, now.Trunk}]++
 		m.Lost += now.Stats.Lost
 		m.Jitter = append(m.Jitter, float64(now.Stats.Jitter.Microseconds())/1000)
+		if now.Stats.MOS > 0 {
+			m.MOS = append(m.MOS, now.Stats.MOS)
+		}
 	}
 	for _, t := range s.Trunks() {
 		if t.Trunk.Register.AOR != "" {

@@ -1,0 +1,520 @@
+package sip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/trunkhall/trunkhall/call"
+	"github.com/trunkhall/trunkhall/sfu"
+	"github.com/trunkhall/trunkhall/sip/dialog"
+	"github.com/trunkhall/trunkhall/sip/ledger"
+	"github.com/trunkhall/trunkhall/sip/numbers"
+)
+
+const (
+	menuNumber = "+4930123456"
+	roomNumber = "+4930123457"
+	userNumber = "+4930123458"
+	carol      = "+493012345671"
+	dave       = "+493012345672"
+)
+
+// TestTwoPhonesTalk is the whole way: INVITE, dispatch, a seat in a room, sound
+// both ways, hanging up, and the record of it.
+func TestTwoPhonesTalk(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a := d.dial(h, carol, roomNumber)
+	a.waitAnswer()
+	b := d.dial(h, dave, roomNumber)
+	b.waitAnswer()
+	a.say(440)
+	b.say(1000)
+	a.hears(1000, true)
+	b.hears(440, true)
+	if a.loudness(440) > 800 {
+		t.Error("a phone hears itself")
+	}
+	legs := h.gate.Legs()
+	if len(legs) != 2 || legs[0].State != call.LegConfirmed || legs[0].Number != carol || legs[0].Local != roomNumber {
+		t.Fatalf("%+v", legs)
+	}
+	if _, ok := h.gate.LegOf("standup", legs[1].Identity); !ok {
+		t.Error("the leg of a participant is not found")
+	}
+	b.call.Bye(16, "")
+	a.hears(1000, false)
+	last := h.ended(legs[1].ID)
+	if last.Cause != call.CauseHangup || last.Codec == "" || last.Stats.Packets == 0 {
+		t.Errorf("%+v", last)
+	}
+	records := h.gate.Records(ledger.Filter{})
+	if len(records) != 1 || records[0].From != dave || records[0].Room != "standup" {
+		t.Errorf("%+v", records)
+	}
+}
+
+func TestMenu(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+
+	right := d.dial(h, carol, menuNumber)
+	right.waitAnswer()
+	right.media.Press("48151623") // all PINs are as long: no # is needed
+	eventually(t, "the right PIN opens the room", func() bool { return len(h.members("standup")) == 1 })
+	right.say(440)
+
+	guess := d.dial(h, dave, menuNumber)
+	guess.waitAnswer()
+	for range 3 {
+		guess.media.Press("11112222ww")
+	}
+	if e := guess.waitEnd(); e.ByUs {
+		t.Errorf("%+v", e)
+	}
+	if n := h.gate.Metrics().PINRejected; n != 3 {
+		t.Errorf("%d wrong PINs are counted", n)
+	}
+	// Locked out: the same words, and the right PIN is not even looked up.
+	again := d.dial(h, dave, menuNumber)
+	again.waitAnswer()
+	again.media.Press("48151623ww48151623ww48151623")
+	again.waitEnd()
+	if got := h.members("standup"); len(got) != 1 {
+		t.Errorf("a caller who is locked out came in: %q", got)
+	}
+	for _, r := range h.gate.Records(ledger.Filter{}) {
+		if strings.Contains(fmt.Sprintf("%+v", r), "48151623") {
+			t.Errorf("the record has the PIN: %+v", r)
+		}
+	}
+}
+
+func TestStarCodes(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a, b := d.dial(h, carol, roomNumber), d.dial(h, dave, roomNumber)
+	a.waitAnswer()
+	b.waitAnswer()
+	var digits atomic.Int32
+	h.gate.OnDigit(func(room call.RoomName, _ call.Identity, digit byte) {
+		if room == "standup" && strings.IndexByte("*65", digit) >= 0 {
+			digits.Add(1)
+		}
+	})
+	b.say(1000)
+	a.hears(1000, true)
+	b.media.Press("*6")
+	a.hears(1000, false)
+	b.media.Press("*6")
+	a.hears(1000, true)
+	b.media.Press("*5")
+	eventually(t, "the hand is up", func() bool {
+		return slices.ContainsFunc(h.gate.Legs(), func(l call.Leg) bool { return l.Number == dave && l.Hand })
+	})
+	if n := digits.Load(); n != 6 {
+		t.Errorf("the room heard of %d keys, want 6", n)
+	}
+	b.media.Press("##")
+	if e := b.waitEnd(); e.Q850 != 16 {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestRemovedAndMuted(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a, b := d.dial(h, carol, roomNumber), d.dial(h, dave, roomNumber)
+	a.waitAnswer()
+	b.waitAnswer()
+	b.say(1000)
+	a.hears(1000, true)
+	of := func(number string) call.Leg {
+		t.Helper()
+		for _, l := range h.gate.Legs() {
+			if l.Number == number {
+				return l
+			}
+		}
+		t.Fatalf("no leg of %s", number)
+		return call.Leg{}
+	}
+	if err := h.gate.Mute(of(dave).ID, true); err != nil {
+		t.Fatal(err)
+	}
+	a.hears(1000, false)
+	leg := of(dave)
+	room, ok := h.sfu.Room("standup")
+	if !ok {
+		t.Fatal("no room")
+	}
+	if err := room.Remove(leg.Identity, sfu.ReasonParticipantRemoved); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.waitEnd(); e.Q850 != 16 || e.Cause != dialog.EndBye {
+		t.Errorf("%+v", e)
+	}
+	if last := h.ended(leg.ID); last.Cause != call.CauseRemoved {
+		t.Errorf("%s %s", last.Cause, last.Text)
+	}
+	leg = of(carol)
+	h.stop()
+	if e := a.waitEnd(); e.Cause != dialog.EndBye {
+		t.Errorf("a stopping gateway ends calls with %+v", e)
+	}
+	if last := h.ended(leg.ID); last.Cause != call.CauseShutdown {
+		t.Errorf("%s %s", last.Cause, last.Text)
+	}
+}
+
+// TestHold puts a phone on hold, both ways.
+func TestHold(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a, b := d.dial(h, carol, roomNumber), d.dial(h, dave, roomNumber)
+	a.waitAnswer()
+	b.waitAnswer()
+	a.say(440)
+	b.say(1000)
+	a.hears(1000, true)
+	held := func(want bool) {
+		t.Helper()
+		eventually(t, fmt.Sprint("held: ", want), func() bool {
+			return slices.ContainsFunc(h.gate.Legs(), func(l call.Leg) bool { return l.Number == dave && l.Held == want })
+		})
+	}
+	reoffer := func(on bool) {
+		t.Helper()
+		b.media.SetHold(on)
+		offer, err := b.media.Offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		answer, err := b.call.Offer(ctx, offer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.media.Accept(answer, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reoffer(true)
+	held(true)
+	a.hears(1000, false)
+	reoffer(false)
+	held(false)
+	a.hears(1000, true)
+
+	var id call.LegID
+	for _, l := range h.gate.Legs() {
+		if l.Number == dave {
+			id = l.ID
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := h.gate.Hold(ctx, id, true); err != nil {
+		t.Fatal(err)
+	}
+	held(true)
+	a.hears(1000, false)
+	if err := h.gate.Hold(ctx, id, false); err != nil {
+		t.Fatal(err)
+	}
+	a.hears(1000, true)
+	b.hears(440, true)
+}
+
+func TestStrangers(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	stranger := newDesk(t, "127.0.0.7")
+	p := stranger.dial(h, carol, roomNumber)
+	select {
+	case e := <-p.progress:
+		t.Errorf("a stranger was told %d", e.Code)
+	case e := <-p.ended:
+		t.Errorf("a stranger was told %d", e.Code)
+	case <-time.After(1500 * time.Millisecond):
+	}
+	if n := len(h.gate.Legs()); n != 0 {
+		t.Errorf("%d legs", n)
+	}
+	if h.gate.Metrics().Steps["unknown"] == 0 {
+		t.Error("the stranger was not counted")
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	dir := &fakeDirectory{}
+	h := newHouse(t, dir, func(c *Config) {
+		c.Dispatch[1].Action.Room = "#standup:example.org"
+	})
+	d := newDesk(t, "127.0.0.1")
+	for _, c := range []struct {
+		name, to string
+		seat     error
+		ring     error
+		code     int
+		cause    call.Cause
+	}{
+		{"nobody's number", "+4930999", nil, nil, 404, call.CauseWrongNumber},
+		{"a full room", roomNumber, call.ErrRoomFull, nil, 486, call.CauseBusy},
+		{"a locked room", roomNumber, call.ErrRoomLocked, nil, 403, call.CauseRejected},
+		{"an encrypted room", roomNumber, call.ErrRoomEncrypted, nil, 403, call.CauseRejected},
+		{"a room that is gone", roomNumber, call.ErrNotFound, nil, 404, call.CauseWrongNumber},
+		{"a homeserver that is down", roomNumber, errors.New("no connection"), nil, 480, call.CauseNoAnswer},
+		{"a user who declines", userNumber, nil, call.ErrForbidden, 486, call.CauseBusy},
+		{"a user who is not there", userNumber, nil, call.ErrUnavailable, 480, call.CauseNoAnswer},
+		{"no such user", userNumber, nil, call.ErrNotFound, 404, call.CauseWrongNumber},
+	} {
+		dir.set(c.seat, c.ring)
+		p := d.dial(h, carol, c.to)
+		if e := p.waitEnd(); e.Code != c.code {
+			t.Errorf("%s: %d, want %d", c.name, e.Code, c.code)
+		}
+		eventually(t, "the record is written", func() bool { return len(h.gate.Legs()) == 0 })
+		if r := h.gate.Records(ledger.Filter{Limit: 1}); len(r) != 1 || r[0].Cause != c.cause {
+			t.Errorf("%s: the record says %+v, want %s", c.name, r, c.cause)
+		}
+	}
+	if n := dir.open.Load(); n != 0 {
+		t.Errorf("%d seats were not given back", n)
+	}
+}
+
+// TestSlowRoom is a homeserver that hangs: the caller is told within the limit.
+func TestSlowRoom(t *testing.T) {
+	dir := &fakeDirectory{}
+	dir.block = make(chan struct{})
+	defer close(dir.block)
+	h := newHouse(t, dir, func(c *Config) { c.Dispatch[1].Action.Room = "#standup:example.org" })
+	d := newDesk(t, "127.0.0.1")
+	started := time.Now()
+	p := d.dial(h, carol, roomNumber)
+	if e := p.waitEnd(); e.Code != 480 {
+		t.Errorf("%d", e.Code)
+	}
+	if took := time.Since(started); took < joinLimit-time.Second || took > joinLimit+5*time.Second {
+		t.Errorf("after %s", took)
+	}
+	// The caller gives up first: nothing stays behind.
+	p = d.dial(h, carol, roomNumber)
+	eventually(t, "the call is there", func() bool { return len(h.gate.Legs()) == 1 })
+	p.call.Bye(0, "")
+	if e := p.waitEnd(); e.Code != 487 {
+		t.Errorf("%d %s", e.Code, e.Cause)
+	}
+	eventually(t, "the leg is gone", func() bool { return len(h.gate.Legs()) == 0 })
+	if n := dir.open.Load(); n != 0 {
+		t.Errorf("%d seats were not given back", n)
+	}
+}
+
+func TestLobby(t *testing.T) {
+	dir := &fakeDirectory{lobby: make(chan struct{}), refused: make(chan struct{})}
+	h := newHouse(t, dir, func(c *Config) { c.Dispatch[1].Action.Room = "#standup:example.org" })
+	d := newDesk(t, "127.0.0.1")
+	p := d.dial(h, carol, roomNumber)
+	p.waitAnswer()
+	if got := h.members("standup"); len(got) != 0 {
+		t.Errorf("%q did not wait", got)
+	}
+	close(dir.lobby)
+	eventually(t, "the phone is let in", func() bool { return len(h.members("standup")) == 1 })
+	p.call.Bye(16, "")
+	eventually(t, "the seat is given back", func() bool { return dir.open.Load() == 0 })
+
+	dir.lobby, dir.refused = make(chan struct{}), make(chan struct{})
+	p = d.dial(h, carol, roomNumber)
+	p.waitAnswer()
+	close(dir.refused)
+	p.waitEnd()
+	if r := h.gate.Records(ledger.Filter{Limit: 1}); len(r) == 0 || r[0].Cause != call.CauseRejected {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestDialOut calls telephones that answer, ring, refuse, or are not there.
+func TestDialOut(t *testing.T) {
+	d := newDesk(t, "127.0.0.1")
+	h := newHouse(t, nil, func(c *Config) {
+		c.Trunks[0].Targets = []string{"sip:" + d.addr()}
+		c.Outbound.RingTimeout = 2 * time.Second
+	})
+	a := d.dial(h, carol, roomNumber)
+	a.waitAnswer()
+	request := call.DialRequest{Room: "standup", By: "key", Number: "030 12345679", Name: "Dave"}
+
+	phones := make(chan *handset, 1)
+	answer := make(chan struct{})
+	d.onInvite(func(c *dialog.Call) {
+		if got := c.Request().User; got != "+493012345679" {
+			t.Errorf("%s was called", got)
+		}
+		if got := c.Request().From.User; got != "+4930123450" {
+			t.Errorf("%q is shown", got)
+		}
+		s := d.session()
+		sdp, err := s.Answer(c.Request().Offer)
+		if err != nil {
+			t.Error(err)
+		}
+		p := d.pickUp(c, s)
+		p.say(1000)
+		_ = c.Ring()
+		<-answer
+		// Early media is heard in the room before the answer.
+		_ = c.Progress(183, sdp)
+		<-answer
+		s.Start()
+		if err := c.Answer(context.Background(), sdp); err != nil {
+			t.Error(err)
+		}
+		phones <- p
+	})
+	leg, err := h.gate.Dial(context.Background(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := func(want call.LegState) call.Leg {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		l, _ := h.gate.Leg(leg.ID)
+		for l.State != want && l.State != call.LegEnded && ctx.Err() == nil {
+			l, _ = h.gate.Wait(ctx, leg.ID, l.State)
+		}
+		if l.State != want {
+			t.Fatalf("the call is %s (%s), want %s", l.State, l.Text, want)
+		}
+		return l
+	}
+	wait(call.LegRinging)
+	answer <- struct{}{}
+	wait(call.LegEarly)
+	a.hears(1000, true)
+	answer <- struct{}{}
+	if l := wait(call.LegConfirmed); l.Identity == "" || l.Number != "+493012345679" {
+		t.Errorf("%+v", l)
+	}
+	b := <-phones
+	a.say(440)
+	b.hears(440, true)
+	if err := h.gate.Hangup(context.Background(), leg.ID); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.waitEnd(); e.Cause != dialog.EndBye {
+		t.Errorf("%+v", e)
+	}
+
+	for _, c := range []struct {
+		name   string
+		invite func(*dialog.Call)
+		cause  call.Cause
+		code   int
+	}{
+		{"busy", func(c *dialog.Call) { _ = c.Ring(); _ = c.Reject(486, "") }, call.CauseBusy, 486},
+		{"declined", func(c *dialog.Call) { _ = c.Reject(603, "") }, call.CauseRejected, 603},
+		{"no such number", func(c *dialog.Call) { _ = c.Reject(404, "") }, call.CauseWrongNumber, 404},
+		{"no line", func(c *dialog.Call) { _ = c.Reject(503, "") }, call.CauseNoLine, 503},
+		{"never answered", func(c *dialog.Call) { _ = c.Ring(); <-c.Done() }, call.CauseNoAnswer, 487},
+	} {
+		d.onInvite(func(call *dialog.Call) { go drain(call); c.invite(call) })
+		l, err := h.gate.Dial(context.Background(), request)
+		if err != nil && l.ID == "" {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if last := h.ended(l.ID); last.Cause != c.cause || last.Code != c.code {
+			t.Errorf("%s: %s %d, want %s %d", c.name, last.Cause, last.Code, c.cause, c.code)
+		}
+	}
+
+	// We give up while it rings.
+	cancelled := make(chan struct{})
+	d.onInvite(func(c *dialog.Call) { go drain(c); _ = c.Ring(); <-c.Done(); close(cancelled) })
+	if leg, err = h.gate.Dial(context.Background(), request); err != nil {
+		t.Fatal(err)
+	}
+	wait(call.LegRinging)
+	if err := h.gate.Hangup(context.Background(), leg.ID); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-cancelled:
+	case <-time.After(patience):
+		t.Error("the phone rings on")
+	}
+	h.ended(leg.ID)
+}
+
+// TestFailOver tries the next target and the next trunk when a line does not work,
+// and not when the phone has said no.
+func TestFailOver(t *testing.T) {
+	d, dead := newDesk(t, "127.0.0.1"), newDesk(t, "127.0.0.1")
+	h := newHouse(t, nil, func(c *Config) {
+		second := c.Trunks[0]
+		second.ID, second.Targets, second.Priority = "second", []string{"sip:" + d.addr()}, 1
+		c.Trunks[0].Targets = []string{"sip:127.0.0.1:9;transport=tcp", "sip:" + dead.addr()}
+		c.Trunks = append(c.Trunks, second)
+	})
+	var tried atomic.Int32
+	dead.onInvite(func(c *dialog.Call) { go drain(c); tried.Add(1); _ = c.Reject(500, "") })
+	d.onInvite(func(c *dialog.Call) { go drain(c); _ = c.Reject(486, "") })
+	request := call.DialRequest{Room: "standup", By: "key", Number: "+493012345679"}
+	l, _ := h.gate.Dial(context.Background(), request)
+	if last := h.ended(l.ID); last.Cause != call.CauseBusy || last.Trunk != "second" || tried.Load() != 1 {
+		t.Errorf("%s over %s after %d", last.Cause, last.Trunk, tried.Load())
+	}
+	dead.onInvite(func(c *dialog.Call) { go drain(c); tried.Add(1); _ = c.Reject(404, "") })
+	l, _ = h.gate.Dial(context.Background(), request)
+	if last := h.ended(l.ID); last.Cause != call.CauseWrongNumber || last.Trunk != "desk" {
+		t.Errorf("a wrong number was tried again: %s over %s", last.Cause, last.Trunk)
+	}
+}
+
+// TestNothingIsSent asks for calls that the policy forbids.
+func TestNothingIsSent(t *testing.T) {
+	d := newDesk(t, "127.0.0.1")
+	var called atomic.Int32
+	d.onInvite(func(c *dialog.Call) { go drain(c); called.Add(1); _ = c.Reject(486, "") })
+	h := newHouse(t, nil, func(c *Config) { c.Trunks[0].Targets = []string{"sip:" + d.addr()} })
+	for _, c := range []struct {
+		number string
+		kind   error
+		reason numbers.Reason
+	}{
+		{"112", call.ErrForbidden, numbers.Emergency},
+		{"+49 112", call.ErrForbidden, numbers.Emergency},
+		{"+1 202 555 0123", call.ErrForbidden, numbers.NoRoute},
+		{"0900 1234567", call.ErrForbidden, numbers.CostlyType},
+		{"bob@evil.example", call.ErrInvalid, numbers.Malformed},
+		{"+4930;phone-context=x", call.ErrInvalid, numbers.Malformed},
+		{roomNumber, call.ErrForbidden, numbers.OwnNumber},
+	} {
+		l, err := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: c.number})
+		var refusal *numbers.Refusal
+		if !errors.Is(err, c.kind) || !errors.As(err, &refusal) || refusal.Reason != c.reason {
+			t.Errorf("%s: %v", c.number, err)
+		}
+		if l.State != call.LegEnded || l.Text == "" || CauseOf(err) != l.Cause {
+			t.Errorf("%s: %+v", c.number, l)
+		}
+	}
+	if _, err := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "@mallory:example.org", Number: "+493012345679"}); !errors.Is(err, call.ErrForbidden) {
+		t.Errorf("a user without rights: %v", err)
+	}
+	if _, err := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+493012345679", Headers: map[string]string{"From": "x"}}); !errors.Is(err, call.ErrInvalid) {
+		t.Errorf("a forged header: %v", err)
+	}
+	if n := called.Load(); n != 0 {
+		t.Errorf("%d calls went out", n)
+	}
+}
