@@ -219,7 +219,7 @@ func (m *matrixRTC) membershipChanged(c matrix.MembershipChange) {
 // revoke makes every token of a participant dead that exists by now, removes
 // the participant, and ends its TURN relays.
 func (m *matrixRTC) revoke(ctx context.Context, room call.RoomName, id call.Identity) {
-	if err := m.revokeBefore(ctx, room, id, nextSecond(time.Now())); err != nil {
+	if err := m.revokeBefore(ctx, room, id, nextSecond(time.Now())); err != nil && ctx.Err() == nil {
 		m.log.Error("revoke tokens", "room", room, "participant", id, "err", err)
 	}
 }

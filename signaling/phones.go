@@ -76,6 +76,8 @@ type PhoneDirectory struct {
 	key    []byte // makes the keys for PINs and ghosts
 	log    *slog.Logger
 
+	keyTimes keyTimes
+
 	turns    [64]sync.Mutex // see turn
 	turnSeed maphash.Seed
 	work     workQueue
@@ -111,9 +113,9 @@ func newPhoneDirectory(s *Server) *PhoneDirectory {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &PhoneDirectory{
 		s: s, store: s.deps.Store, log: s.log, key: derive([]byte(secret), "telephones"),
-		turnSeed: maphash.MakeSeed(),
-		work:     workQueue{wake: make(chan struct{}, 1), closed: make(chan struct{})},
-		ctx:      ctx, cancel: cancel,
+		turnSeed: maphash.MakeSeed(), keyTimes: defaultKeyTimes(),
+		work: workQueue{wake: make(chan struct{}, 1), closed: make(chan struct{})},
+		ctx:  ctx, cancel: cancel,
 		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{},
 		watched: map[matrix.RoomID]map[*roomWatch]bool{}, directs: map[call.RoomName]*directCall{},
 	}

@@ -49,6 +49,9 @@ func (d *PhoneDirectory) membershipChanged(c matrix.MembershipChange) {
 func (d *PhoneDirectory) eventStored(e matrix.StoredEvent) {
 	switch e.Type {
 	case callMemberType:
+		if device, ok := activeMember(&e, time.Now()); ok && !hasCreated(&e) {
+			d.joinedAnew(e.RoomID, userDevice{e.Sender, device})
+		}
 		d.pokeKeys(e.RoomID)
 	case declineType:
 		parent, _, _ := e.RelatesTo()
@@ -78,6 +81,7 @@ func (d *PhoneDirectory) participantSeen(p rtcKey, here bool) {
 			return
 		}
 		room, user := matrix.RoomID(who.RoomID), matrix.UserID(who.UserID)
+		d.joinedAnew(room, userDevice{user, matrix.DeviceID(who.DeviceID)})
 		d.pokeKeys(room)
 		if !here {
 			d.userGone(p.room, room)
@@ -160,10 +164,13 @@ func (d *PhoneDirectory) Ring(ctx context.Context, user string, phone call.Phone
 	w, stop := d.watch(room, callee)
 	defer stop()
 	p, err := d.newSeat(ctx, at, phone)
-	if err != nil {
-		return call.Seat{}, err
+	if err == nil {
+		err = p.enter(ctx)
 	}
-	if err := p.enter(ctx); err != nil {
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("the caller gave up: %w: %w", call.ErrUnavailable, err)
+		}
 		return call.Seat{}, err
 	}
 	timer := time.NewTimer(timeout)

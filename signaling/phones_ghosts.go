@@ -203,6 +203,15 @@ func memberKey(ghost matrix.UserID, device matrix.DeviceID) string {
 	return "_" + string(ghost) + "_" + string(device) + "_m.call"
 }
 
+// hasCreated reports whether a call membership is the renewal of an older one.
+func hasCreated(e *matrix.StoredEvent) bool {
+	var c struct {
+		CreatedTS float64 `json:"created_ts"`
+	}
+	contentOf(e, &c)
+	return c.CreatedTS != 0
+}
+
 // activeMember reads a call membership of somebody else. ok is false if it has
 // ended, has expired or cannot be read.
 func activeMember(e *matrix.StoredEvent, now time.Time) (device matrix.DeviceID, ok bool) {

@@ -177,13 +177,15 @@ func (d *PhoneDirectory) newSeat(ctx context.Context, at call.Place, phone call.
 		if err := d.mayEndEncryption(ctx, room, s, p); err != nil {
 			return nil, err
 		}
-		p.keys = newPhoneKeys(p)
 	}
 	if p.host, err = d.host(ctx, room, s, p); err != nil {
 		return nil, err
 	}
 	if inbound && s.lobby && !p.direct {
 		p.admitted, p.refused = make(chan struct{}), make(chan struct{})
+	}
+	if s.encrypted {
+		p.keys = newPhoneKeys(p) // from here on the seat must be left
 	}
 	return p, nil
 }

@@ -64,7 +64,7 @@ func newPhoneWorld(t *testing.T, dir string) *phoneWorld {
 	cfg := DefaultConfig()
 	cfg.APIKey, cfg.APISecret = testKey, testSecret
 	w.s, err = New(cfg, Deps{
-		SFU: w.media, Rooms: w.home, Store: w.db, Ghosts: w.home, LiveKitURL: func() string { return "wss://test.example" },
+		SFU: w.media, Rooms: w.home, Store: w.db, Ghosts: w.home, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), LiveKitURL: func() string { return "wss://test.example" },
 	})
 	if err != nil {
 		t.Fatal(err)
