@@ -51,18 +51,25 @@ func (p *Phone) enqueue(c func() *clip) {
 
 // announce plays the first clip over what the phone hears. On hold it waits.
 func (p *Phone) announce() {
-	if len(p.clips) == 0 || p.held.Load() {
-		return
-	}
-	c := p.clips[0]
-	if !c.fill(p.clipFrame, rates[p.at]) {
+	for len(p.clips) > 0 && !p.held.Load() && !p.clips[0].fill(p.clipFrame, rates[p.at]) {
 		copy(p.clips, p.clips[1:])
 		p.clips[len(p.clips)-1] = nil
 		p.clips = p.clips[:len(p.clips)-1]
+	}
+	from, to := p.volume, int32(loud)
+	if len(p.clips) > 0 && !p.held.Load() {
+		to = ducked
+	} else {
+		clear(p.clipFrame)
+	}
+	p.volume = to
+	if from == loud && to == loud {
 		return
 	}
-	for i, x := range p.clipFrame {
-		v := int32(p.out[i])*ducked/32 + int32(x)
+	n := int32(len(p.out))
+	for i, x := range p.clipFrame { // the conference gets quieter and louder without a click
+		volume := from + (to-from)*int32(i+1)/n
+		v := int32(p.out[i])*volume/loud + int32(x)
 		p.out[i] = int16(max(-32768, min(32767, v)))
 	}
 }

@@ -24,7 +24,8 @@ const (
 
 const (
 	dtxEvery = 20             // frames between the packets that keep a silent stream alive
-	ducked   = 8              // the conference while an announcement plays: a quarter, in 1/32
+	loud     = 256            // the volume of the conference
+	ducked   = 64             // and while an announcement plays
 	maxClips = 32             // waiting announcements
 	comfort  = 67             // -dBov of the noise that fills silence
 	dtxTOC   = byte(1<<3 | 0) // SILK, narrowband, 20 ms, one frame of no octets
@@ -66,6 +67,7 @@ type Phone struct {
 	out              []int16            // what it hears
 	level            uint8
 	active           bool // it speaks
+	dc               audio.DCBlock
 	gate             gate
 	across           *audio.Resampler // to the other rate
 	crossed          []int16
@@ -79,6 +81,7 @@ type Phone struct {
 	noise            audio.Noise // so that a silent room does not sound like a dead line
 	clips            []*clip
 	clipFrame        []int16
+	volume           int32 // of the conference under the clips
 }
 
 type phoneCounts struct {
@@ -99,7 +102,7 @@ func newPhone(b *bridge, seat call.Seat, o PhoneOptions) *Phone {
 		input: input{secret: seat.Keys != nil}, bridge: b, identity: seat.Grant.Identity,
 		sound: o.Sound, options: o, wake: make(chan struct{}, 1), unwatch: func() {},
 		hears: make(map[call.TrackSID]bool), gate: newGate(),
-		packet: make([]byte, opus.MaxPayload), clock: rand.Uint32(),
+		packet: make([]byte, opus.MaxPayload), volume: loud, clock: rand.Uint32(),
 	}
 	p.muted.Store(o.StartMuted)
 	p.noise.SetLevel(comfort)
@@ -334,6 +337,7 @@ func (p *Phone) listen(now time.Time) {
 	p.sound.Read(now, p.frame)
 	p.level, p.active = 127, false
 	if !p.Muted() {
+		p.dc.Apply(p.frame)
 		p.level = audio.Level(p.frame)
 		p.active = p.gate.open(p.level)
 	}
