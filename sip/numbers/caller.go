@@ -189,6 +189,9 @@ func (p *Plan) show(t call.Trunk, w Wish) (CallerID, error) {
 	if mapped := t.CallerID.Map[w.By]; mapped != "" && t.CallerID.Mode != "fixed" {
 		own = mapped
 	}
+	if own == "" {
+		own = user(t.Register.AOR) // what a provider knows the line by
+	}
 	id := CallerID{Number: own, Name: clean(w.Name, maxName), Anonymous: w.Hidden}
 	wish := w.Number
 	if wish == "" && t.CallerID.Mode == "passthrough" && len(w.Verified) > 0 {

@@ -109,6 +109,17 @@ func TestShow(t *testing.T) {
 	}
 }
 
+func TestShowOfRegisteredLine(t *testing.T) {
+	p := testPlan(t, nil)
+	line := call.Trunk{Register: call.TrunkRegister{AOR: "sip:user17@example.net"}}
+	if got, err := p.Show(line, Wish{By: "@alice:x"}); err != nil || got.Number != "user17" {
+		t.Errorf("%+v, %v: the provider would see an anonymous call", got, err)
+	}
+	if got, err := p.Show(call.Trunk{}, Wish{}); err != nil || got.Number != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func FuzzCaller(f *testing.F) {
 	f.Add("Alice", "sip:+493012345678@x;user=phone", "id", "tel:+493012345678;verstat=TN-Validation-Passed-A")
 	f.Add("\r\n", "sip:%0d%0a:x@[::1]:5060?a=b", "NONE;id", "sips:anonymous@anonymous.invalid")

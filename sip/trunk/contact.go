@@ -67,6 +67,20 @@ func splitOutside(s string, at byte) []string {
 
 // hostOf returns the host of a SIP URI, without its port.
 func hostOf(uri string) string {
+	host, _ := hostPort(uri)
+	return host
+}
+
+// portOf returns the port of a SIP URI, the default one if it names none.
+func portOf(uri string) uint16 {
+	_, text := hostPort(uri)
+	if port, err := strconv.ParseUint(text, 10, 16); err == nil {
+		return uint16(port)
+	}
+	return 5060
+}
+
+func hostPort(uri string) (host, port string) {
 	_, rest, _ := strings.Cut(uri, ":")
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
 		rest = rest[i+1:]
@@ -75,9 +89,9 @@ func hostOf(uri string) string {
 		rest = rest[:i]
 	}
 	if strings.HasPrefix(rest, "[") {
-		host, _, _ := strings.Cut(rest[1:], "]")
-		return host
+		host, rest, _ = strings.Cut(rest[1:], "]")
+		return host, strings.TrimPrefix(rest, ":")
 	}
-	host, _, _ := strings.Cut(rest, ":")
-	return host
+	host, port, _ = strings.Cut(rest, ":")
+	return host, port
 }

@@ -131,7 +131,7 @@ func (k *keeper) target(uri string) dialog.Target {
 	if ip, err := netip.ParseAddr(t.ExternalIP); err == nil {
 		target.ExternalIP = ip
 	} else if k.public.IsValid() {
-		target.ExternalIP = k.public.Addr()
+		target.ExternalIP, target.ExternalPort = k.public.Addr(), k.public.Port()
 	}
 	return target
 }
@@ -408,8 +408,13 @@ func (k *keeper) accepted(uri string, a answer, asked int) (pause time.Duration,
 	}
 	s := k.find(uri)
 	s.until, s.down, s.problem = time.Time{}, false, ""
-	changed := k.learn(a)
-	moved := changed && k.public.IsValid() && len(ours) > 0 && hostOf(ours[0].uri) != k.public.Addr().String()
+	contact := ""
+	if len(ours) > 0 {
+		contact = ours[0].uri
+	}
+	changed := k.learn(a, contact)
+	moved := changed && k.public.IsValid() && contact != "" &&
+		(hostOf(contact) != k.public.Addr().String() || k.public.Port() != 0 && portOf(contact) != k.public.Port())
 	k.mu.Unlock()
 	if changed && k.t.o.Changed != nil {
 		k.t.o.Changed()
@@ -420,9 +425,9 @@ func (k *keeper) accepted(uri string, a answer, asked int) (pause time.Duration,
 	return k.untilRefresh(time.Duration(granted) * time.Second), true
 }
 
-// learn keeps where the registrar is and how it sees us. It reports whether one of
-// both is new. k.mu is held.
-func (k *keeper) learn(a answer) (changed bool) {
+// learn keeps where the registrar is and how it sees us; contact is our Contact as
+// it lists it. It reports whether one of both is new. k.mu is held.
+func (k *keeper) learn(a answer, contact string) (changed bool) {
 	if ip := a.source.Addr().Unmap(); ip.IsValid() && !slices.Contains(k.sources, ip) {
 		if len(k.sources) >= 16 { // a provider with many addresses: the oldest goes
 			k.sources = slices.Clone(k.sources[1:])
@@ -430,11 +435,26 @@ func (k *keeper) learn(a answer) (changed bool) {
 		k.sources = append(k.sources, ip)
 		changed = true
 	}
-	if k.t.o.NAT && k.line.Trunk.ExternalIP == "" && a.seen.IsValid() && public(a.seen.Addr()) && k.public.Addr() != a.seen.Addr().Unmap() {
-		k.public = netip.AddrPortFrom(a.seen.Addr().Unmap(), a.seen.Port())
+	seen := netip.AddrPortFrom(a.seen.Addr().Unmap(), a.seen.Port())
+	if !k.t.o.NAT || k.line.Trunk.ExternalIP != "" || !seen.IsValid() || !public(seen.Addr()) {
+		return changed
+	}
+	if contact == "" || connected(contact) {
+		// It saw the port of a connection of ours. Nobody listens there.
+		seen = netip.AddrPortFrom(seen.Addr(), 0)
+	}
+	if k.public != seen {
+		k.public = seen
 		changed = true
 	}
 	return changed
+}
+
+// connected reports whether a URI is for anything but UDP.
+func connected(uri string) bool {
+	low := strings.ToLower(uri)
+	_, transport, has := strings.Cut(low, ";transport=")
+	return strings.HasPrefix(low, "sips:") || has && !strings.HasPrefix(transport, "udp")
 }
 
 func public(ip netip.Addr) bool {

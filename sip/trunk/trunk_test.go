@@ -1,6 +1,7 @@
 package trunk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ type registrar struct {
 	bindings map[string]time.Time // Contact user
 	old      []string             // further bindings it lists, as they are
 	deaf     bool                 // keeps no binding
+	params   string               // of the URI of bindings
 	err      error                // in place of a time-out
 	got      []string             // what came, as "REGISTER 600"
 	seqs     []uint32
@@ -47,7 +49,7 @@ func (r *registrar) answer(ctx context.Context, m dialog.Message) (answer, error
 			r.got = append(r.got, h.Value)
 		}
 	}
-	r.contacts = append(r.contacts, m.Contact+"@"+m.Target.ExternalIP.String())
+	r.contacts = append(r.contacts, fmt.Sprintf("%s@%s:%d", m.Contact, m.Target.ExternalIP, m.Target.ExternalPort))
 	if m.Method == "REGISTER" {
 		r.seqs = append(r.seqs, m.CSeq)
 	}
@@ -100,9 +102,9 @@ func (r *registrar) answer(ctx context.Context, m dialog.Message) (answer, error
 	for user, until := range r.bindings {
 		host := "10.0.0.1:5060"
 		if m.Target.ExternalIP.IsValid() {
-			host = m.Target.ExternalIP.String() + ":5060"
+			host = fmt.Sprintf("%s:%d", m.Target.ExternalIP, cmp.Or(m.Target.ExternalPort, 5060))
 		}
-		list = append(list, fmt.Sprintf(`"x, y" <sip:%s@%s>;expires=%d`, user, host, int(time.Until(until).Seconds())))
+		list = append(list, fmt.Sprintf(`"x, y" <sip:%s@%s%s>;expires=%d`, user, host, r.params, int(time.Until(until).Seconds())))
 	}
 	headers["Contact"] = []string{strings.Join(list, ", ")}
 	if len(list) == 0 {
@@ -427,21 +429,25 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestLearnedAddress(t *testing.T) {
+	const none = "invalid IP"
 	for _, c := range []struct {
 		name    string
 		nat     bool
 		literal string
 		seen    string
+		params  string
 		want    string // last Contact's address
 		public  string
+		times   int // of registering at the start
 	}{
-		{"behind a NAT", true, "", "203.0.113.5:40000", "203.0.113.5", "203.0.113.5"},
-		{"not wanted", false, "", "203.0.113.5:40000", "invalid IP", "invalid IP"},
-		{"known better", true, "203.0.113.77", "203.0.113.5:40000", "203.0.113.77", "invalid IP"},
-		{"a PBX inside sees a private address", true, "", "192.168.1.2:5060", "invalid IP", "invalid IP"},
+		{"behind a NAT", true, "", "203.0.113.5:40000", "", "203.0.113.5:40000", "203.0.113.5", 2},
+		{"behind a NAT, by TCP", true, "", "203.0.113.5:40000", ";transport=tcp", "203.0.113.5:0", "203.0.113.5", 2},
+		{"not wanted", false, "", "203.0.113.5:40000", "", none + ":0", none, 1},
+		{"known better", true, "203.0.113.77", "203.0.113.5:40000", "", "203.0.113.77:0", none, 1},
+		{"a PBX inside sees a private address", true, "", "192.168.1.2:5060", "", none + ":0", none, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := &registrar{up: true, seen: c.seen}
+			r := &registrar{up: true, seen: c.seen, params: c.params}
 			changed := 0
 			l := provider(one)
 			l.Trunk.ExternalIP = c.literal
@@ -454,18 +460,38 @@ func TestLearnedAddress(t *testing.T) {
 				if got := trunks.Public("p").String(); got != c.public {
 					t.Errorf("public address %s, want %s", got, c.public)
 				}
-				if got := trunks.Target("p", one).ExternalIP.String(); got != c.want {
+				target := trunks.Target("p", one)
+				if got := fmt.Sprintf("%s:%d", target.ExternalIP, target.ExternalPort); got != c.want {
 					t.Errorf("calls show %s, want %s", got, c.want)
 				}
-				if n := r.count("REGISTER"); n > 2 {
-					t.Errorf("%d registrations at the start", n)
+				if n := r.count("REGISTER"); n != c.times {
+					t.Errorf("%d registrations at the start, want %d", n, c.times)
 				}
-				if c.public != "invalid IP" && changed == 0 {
+				if c.public != none && changed == 0 {
 					t.Error("nobody is told of the address")
 				}
 			})
 		})
 	}
+}
+
+// The NAT is restarted and gives us another address.
+func TestAddressChanges(t *testing.T) {
+	r := &registrar{up: true, seen: "203.0.113.5:40000"}
+	world(t, Options{NAT: true}, []Line{provider(one)}, map[string]*registrar{one: r}, func(trunks *Trunks) {
+		time.Sleep(3 * time.Minute)
+		r.change(func() { r.seen = "203.0.113.99:5060" })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := trunks.Public("p").String(); got != "203.0.113.99" {
+			t.Errorf("public address %s", got)
+		}
+		before := r.count("REGISTER")
+		time.Sleep(10 * time.Minute)
+		if n := r.count("REGISTER") - before; n > 16 {
+			t.Errorf("%d registrations in ten minutes", n)
+		}
+	})
 }
 
 func TestOldBindingIsTakenAway(t *testing.T) {
