@@ -304,7 +304,11 @@ func (d *PhoneDirectory) dial(ctx context.Context, g ghostRoom, by matrix.UserID
 	}
 	if err != nil {
 		d.log.Info("a phone that was invited could not be called", "room_id", g.room, "by", by, "err", err)
-		d.notice(ctx, g, d.displayNumber(d.phoneDigits(g.ghost))+": "+whyNot(err))
+		words := whyNot(err)
+		if leg.Text != "" { // the gateway's own words for people
+			words = "not called. " + leg.Text
+		}
+		d.notice(ctx, g, d.displayNumber(d.phoneDigits(g.ghost))+": "+words)
 		return
 	}
 	if begun != nil {

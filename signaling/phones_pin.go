@@ -99,6 +99,9 @@ func newPIN() string {
 	}
 }
 
+// PINLength returns how many digits each PIN has.
+func (d *PhoneDirectory) PINLength() int { return pinDigits }
+
 // easy reports whether all steps from digit to digit are the same and small.
 func easy(pin string) bool {
 	step := int(pin[1]) - int(pin[0])
