@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -156,11 +157,12 @@ type desk struct {
 	mu     sync.Mutex
 	invite func(*dialog.Call) // what becomes of calls to the desk
 	bad    int
+	owners map[*media.Session]*atomic.Pointer[handset]
 }
 
 func newDesk(t *testing.T, ip string) *desk {
 	t.Helper()
-	d := &desk{t: t}
+	d := &desk{t: t, owners: make(map[*media.Session]*atomic.Pointer[handset])}
 	var err error
 	d.ep, err = dialog.New(dialog.Config{Listen: []string{"udp://" + ip + ":0"}, UserAgent: "desk"}, deskDoor{d}, testLog(t))
 	if err != nil {
@@ -223,6 +225,7 @@ type handset struct {
 	ended    chan dialog.Ended
 	refers   chan dialog.ReferProgress
 	stop     chan struct{}
+	onRefer  func(dialog.Referred) // set before the call is answered
 
 	mu    sync.Mutex
 	hz    float64
@@ -232,7 +235,18 @@ type handset struct {
 
 func (d *desk) session() *media.Session {
 	d.t.Helper()
-	s, err := d.pool.Open(media.Options{Sources: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	var p atomic.Pointer[handset]
+	s, err := d.pool.Open(media.Options{
+		Sources: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Events: media.Events{Digit: func(digit byte, _ string) {
+			if p := p.Load(); p != nil {
+				p.key(digit)
+			}
+		}},
+	})
+	d.mu.Lock()
+	d.owners[s] = &p
+	d.mu.Unlock()
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -263,6 +277,9 @@ func (d *desk) pickUp(c *dialog.Call, s *media.Session) *handset {
 		progress: make(chan dialog.Progress, 16), answered: make(chan struct{}), ended: make(chan dialog.Ended, 1),
 		refers: make(chan dialog.ReferProgress, 16),
 	}
+	d.mu.Lock()
+	d.owners[s].Store(p)
+	d.mu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for e := range c.Events() {
@@ -285,6 +302,12 @@ func (d *desk) pickUp(c *dialog.Call, s *media.Session) *handset {
 				}
 			case dialog.ReferProgress:
 				p.refers <- e
+			case dialog.Referred:
+				if p.onRefer != nil {
+					p.onRefer(e)
+				}
+			case dialog.Digits:
+				p.key(e.Digit)
 			case dialog.Ended:
 				p.ended <- e
 			}
@@ -329,6 +352,19 @@ func (p *handset) talk() {
 			p.mu.Unlock()
 		}
 	}
+}
+
+func (p *handset) key(digit byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keys += string(digit)
+}
+
+// pressed returns the keys that the handset has heard.
+func (p *handset) pressed() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.keys
 }
 
 func (p *handset) say(hz float64) {

@@ -14,6 +14,8 @@ type fakeDirectory struct {
 	lobby, refused chan struct{}
 	block          chan struct{} // Seat waits for it, or for its context
 
+	ringing chan struct{} // Ring waits for it and then seats
+
 	mu         sync.Mutex
 	seat, ring error
 
@@ -56,6 +58,14 @@ func (d *fakeDirectory) Seat(ctx context.Context, at call.Place, phone call.Phon
 }
 
 func (d *fakeDirectory) Ring(ctx context.Context, user string, phone call.Phone, timeout time.Duration) (call.Seat, error) {
+	if d.ringing != nil {
+		select {
+		case <-d.ringing:
+			return d.Seat(ctx, call.Place{Room: "standup", RoomID: "!room"}, phone)
+		case <-ctx.Done():
+			return call.Seat{}, ctx.Err()
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return call.Seat{}, d.ring

@@ -518,3 +518,296 @@ func TestNothingIsSent(t *testing.T) {
 		t.Errorf("%d calls went out", n)
 	}
 }
+
+// TestTransferOut sends a phone elsewhere by REFER.
+func TestTransferOut(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	for _, c := range []struct {
+		name string
+		code int
+		ok   bool
+	}{{"the new call is answered", 200, true}, {"the new call is refused", 486, false}} {
+		p := d.dial(h, carol, roomNumber)
+		p.onRefer = func(e dialog.Referred) {
+			if e.To.User != "+493012345679" {
+				t.Errorf("referred to %q", e.To.URI)
+			}
+			_ = p.call.ReferResult(e.ID, 100, "Trying")
+			_ = p.call.ReferResult(e.ID, c.code, "")
+		}
+		p.waitAnswer()
+		eventually(t, "the leg is there", func() bool { return len(h.members("standup")) == 1 })
+		id := h.gate.Legs()[0].ID
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := h.gate.Transfer(ctx, id, "112", nil); !errors.Is(err, call.ErrForbidden) {
+			t.Errorf("transferred to an emergency number: %v", err)
+		}
+		err := h.gate.Transfer(ctx, id, "+49 30 12345679", map[string]string{"X-Why": "test"})
+		if c.ok {
+			if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			p.waitEnd()
+			if last := h.ended(id); last.Cause != call.CauseTransferred {
+				t.Errorf("%s: %s", c.name, last.Cause)
+			}
+			continue
+		}
+		var status *call.StatusError
+		if !errors.As(err, &status) || status.Code != c.code {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if l, _ := h.gate.Leg(id); l.State != call.LegConfirmed {
+			t.Errorf("%s: the call is %s", c.name, l.State)
+		}
+		p.call.Bye(16, "")
+		h.ended(id)
+	}
+}
+
+// TestTransferIn is a phone that wants us to call another into its room.
+func TestTransferIn(t *testing.T) {
+	for _, allowed := range []bool{false, true} {
+		d := newDesk(t, "127.0.0.1")
+		h := newHouse(t, nil, func(c *Config) {
+			c.Trunks[0].Targets = []string{"sip:" + d.addr()}
+			c.Outbound.AllowRefer = allowed
+		})
+		var called atomic.Int32
+		d.onInvite(func(c *dialog.Call) {
+			called.Add(1)
+			s := d.session()
+			sdp, err := s.Answer(c.Request().Offer)
+			if err != nil {
+				t.Error(err)
+			}
+			d.pickUp(c, s)
+			_ = c.Answer(context.Background(), sdp)
+		})
+		p := d.dial(h, carol, roomNumber)
+		p.waitAnswer()
+		eventually(t, "the phone is in its room", func() bool { return len(h.members("standup")) == 1 })
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := p.call.Refer(ctx, "sip:+493012345679@"+h.addr(), nil); err != nil {
+			t.Fatal(err)
+		}
+		code := 0
+		for code < 200 {
+			select {
+			case e := <-p.refers:
+				code = e.Code
+			case <-ctx.Done():
+				t.Fatal("nobody says how the transfer went")
+			}
+		}
+		if allowed != (code == 200) || allowed != (called.Load() == 1) {
+			t.Errorf("allowed %v: %d, %d calls", allowed, code, called.Load())
+		}
+		// The one who asked hangs up; the new phone stays.
+		p.call.Bye(16, "")
+		p.waitEnd()
+		want := 0
+		if allowed {
+			want = 1
+		}
+		eventually(t, "who is left", func() bool { return len(h.members("standup")) == want })
+		h.stop()
+	}
+}
+
+// TestTakenOver moves a leg to another dialog (INVITE with Replaces): the room does
+// not notice.
+func TestTakenOver(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a, b := d.dial(h, carol, roomNumber), d.dial(h, dave, roomNumber)
+	a.waitAnswer()
+	b.waitAnswer()
+	a.hears(1000, false)
+	eventually(t, "both are there", func() bool { return len(h.members("standup")) == 2 })
+	s := d.session()
+	offer, err := s.Offer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := d.ep.Dial(context.Background(), dialog.Outgoing{
+		To: roomNumber, From: "+493012345673", SDP: offer, Target: dialog.Target{URI: "sip:" + h.addr()},
+		Replaces: b.call.Dialog(), Ringing: patience,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := d.pickUp(c, s)
+	n.waitAnswer()
+	b.waitEnd()
+	n.say(1000)
+	a.hears(1000, true)
+	if got := h.members("standup"); len(got) != 2 {
+		t.Errorf("in the room: %q", got)
+	}
+	n.call.Bye(16, "")
+	eventually(t, "the leg ends with its new dialog", func() bool { return len(h.members("standup")) == 1 })
+}
+
+// TestKeysToPhone presses keys towards a phone, as events and by INFO.
+func TestKeysToPhone(t *testing.T) {
+	for _, how := range []string{"rfc4733", "info"} {
+		h := newHouse(t, nil, func(c *Config) { c.Trunks[0].DTMF = how })
+		d := newDesk(t, "127.0.0.1")
+		p := d.dial(h, carol, roomNumber)
+		p.waitAnswer()
+		eventually(t, "the leg is there", func() bool { return len(h.members("standup")) == 1 })
+		h.gate.DigitsTo("standup", nil, "1w2#")
+		h.gate.DigitsTo("elsewhere", nil, "9")
+		eventually(t, "the keys arrive by "+how, func() bool { return p.pressed() == "12#" })
+		if err := h.gate.Digits(h.gate.Legs()[0].ID, "1;rm"); !errors.Is(err, call.ErrInvalid) {
+			t.Errorf("%v", err)
+		}
+		h.stop()
+	}
+}
+
+// TestEarlySound lets the caller hear ringing before the answer.
+func TestEarlySound(t *testing.T) {
+	h := newHouse(t, &fakeDirectory{}, func(c *Config) {
+		c.Trunks[0].EarlyMedia = true
+	})
+	dir := h.gate.directory.(Static).Next.(*fakeDirectory)
+	dir.ringing = make(chan struct{})
+	d := newDesk(t, "127.0.0.1")
+	p := d.dial(h, carol, userNumber)
+	p.hears(425, true)
+	if l := h.gate.Legs(); len(l) != 1 || l[0].State != call.LegEarly {
+		t.Errorf("%+v", l)
+	}
+	close(dir.ringing)
+	p.waitAnswer()
+	p.hears(425, false)
+}
+
+// TestDigest asks callers for a password.
+func TestDigest(t *testing.T) {
+	h := newHouse(t, nil, func(c *Config) {
+		c.Trunks[0].In = call.TrunkInbound{Digest: true}
+		c.Trunks[0].Auth = call.TrunkAuth{Username: "desk", Password: "right"}
+	})
+	d := newDesk(t, "127.0.0.1")
+	try := func(password string) *handset {
+		s := d.session()
+		offer, err := s.Offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.ep.Dial(context.Background(), dialog.Outgoing{
+			To: roomNumber, From: carol, SDP: offer, Ringing: patience,
+			Target: dialog.Target{URI: "sip:" + h.addr(), Username: "desk", Password: password},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.pickUp(c, s)
+	}
+	try("right").waitAnswer()
+	wrong := try("wrong")
+	select {
+	case <-wrong.answered:
+		t.Error("a wrong password was accepted")
+	case <-wrong.ended:
+	}
+}
+
+// TestLimits ends a call when its time is over, and refuses more than a trunk may
+// carry.
+func TestLimits(t *testing.T) {
+	h := newHouse(t, nil, func(c *Config) {
+		c.Trunks[0].MaxDuration = 2 * time.Second
+		c.Trunks[0].MaxCalls = 1
+	})
+	d := newDesk(t, "127.0.0.1")
+	p := d.dial(h, carol, roomNumber)
+	p.waitAnswer()
+	full := d.dial(h, dave, roomNumber)
+	if e := full.waitEnd(); e.Code != 503 {
+		t.Errorf("%+v", e)
+	}
+	p.waitEnd()
+	eventually(t, "the record is there", func() bool { return len(h.gate.Legs()) == 0 })
+	if r := h.gate.Records(ledger.Filter{Limit: 1}); r[0].Cause != call.CauseLimit {
+		t.Errorf("%+v", r[0])
+	}
+}
+
+// TestNothingInCommon refuses what cannot be spoken.
+func TestNothingInCommon(t *testing.T) {
+	h := newHouse(t, nil, func(c *Config) { c.Trunks[0].Codecs = []string{"G722"}; c.Trunks[0].SRTP = "require" })
+	d := newDesk(t, "127.0.0.1")
+	if e := d.dial(h, carol, roomNumber).waitEnd(); e.Code != 488 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestTrunksByAPI adds and removes trunks and rules while the gateway runs.
+func TestTrunksByAPI(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	ctx := context.Background()
+	trunk := call.Trunk{ID: "ST_1", Direction: "inbound", In: call.TrunkInbound{CIDRs: []string{"127.0.0.7"}}, Auth: call.TrunkAuth{Username: "u", Password: "p"}}
+	if err := h.gate.SetTrunk(ctx, trunk); err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t, "127.0.0.7")
+	d.dial(h, carol, roomNumber).waitAnswer()
+	states := h.gate.Trunks()
+	if len(states) != 2 || states[1].Source != "api" || states[1].Trunk.Auth.Password != "" || states[1].Calls != 1 {
+		t.Errorf("%+v", states)
+	}
+	trunk.Auth.Password = "" // stays as it was
+	trunk.Name = "renamed"
+	if err := h.gate.SetTrunk(ctx, trunk); err != nil {
+		t.Fatal(err)
+	}
+	if kept, _ := h.gate.lines.Load().trunk("ST_1"); kept.Auth.Password != "p" || kept.Name != "renamed" {
+		t.Errorf("%+v", kept.Trunk)
+	}
+	for _, c := range []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"a trunk of the configuration", h.gate.SetTrunk(ctx, call.Trunk{ID: "desk", Direction: "inbound"}), call.ErrConflict},
+		{"a trunk that makes no sense", h.gate.SetTrunk(ctx, call.Trunk{ID: "x", Direction: "sideways"}), call.ErrInvalid},
+		{"removing what is configured", h.gate.DeleteTrunk(ctx, "desk"), call.ErrConflict},
+		{"removing nothing", h.gate.DeleteTrunk(ctx, "x"), call.ErrNotFound},
+		{"a rule that makes no sense", h.gate.SetRule(ctx, call.DispatchRule{ID: "r", Action: call.DispatchAction{Type: "room"}}), call.ErrInvalid},
+		{"a rule of the configuration", h.gate.SetRule(ctx, call.DispatchRule{ID: "config-1", Action: call.DispatchAction{Type: "pin"}}), call.ErrConflict},
+		{"removing a rule that is not there", h.gate.DeleteRule(ctx, "r"), call.ErrNotFound},
+	} {
+		if !errors.Is(c.err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, c.err, c.want)
+		}
+	}
+	general := call.DispatchRule{ID: "SDR_1", Action: call.DispatchAction{Type: "individual", Room: "call", Randomize: true}}
+	particular := call.DispatchRule{ID: "SDR_2", Match: call.DispatchMatch{Tos: []string{"+4930777"}}, Action: call.DispatchAction{Type: "room", Room: "seven"}}
+	for _, r := range []call.DispatchRule{general, particular} {
+		if err := h.gate.SetRule(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rules := h.gate.Rules(); len(rules) != 5 || rules[3].ID != "SDR_2" {
+		t.Errorf("%+v", rules)
+	}
+	p := d.dial(h, dave, "+4930888")
+	p.waitAnswer()
+	legs := h.gate.Legs()
+	if room := string(legs[len(legs)-1].Room); !strings.HasPrefix(room, "call_"+dave+"_") {
+		t.Errorf("room %q", room)
+	}
+	if err := h.gate.DeleteTrunk(ctx, "ST_1"); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.gate.Legs()); n != 2 {
+		t.Errorf("removing a trunk ended its calls: %d left", n)
+	}
+}

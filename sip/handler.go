@@ -164,6 +164,14 @@ func (s *Server) callOptions(t line) dialog.CallOptions {
 
 // Invite implements dialog.Handler: the call has passed the door.
 func (h doorman) Invite(c *dialog.Call) {
+	if old := c.Replaces(); old != nil {
+		l := h.s.byDialog(old)
+		if l == nil || l.ask(func() error { l.takeOver(c); return nil }) != nil {
+			go drain(c)
+			_ = c.Reject(481, "") // RFC 3891 §3
+		}
+		return
+	}
 	l := h.s.newLeg(call.Inbound)
 	l.dialog = c
 	l.inviteAt = time.Now()

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkhall/trunkhall/audio"
@@ -189,29 +190,22 @@ func (l *leg) mediaOptions(peer netip.AddrPort) media.Options {
 // dispatch brings the phone to its room. It reports whether it is there.
 func (l *leg) dispatch(all *lines, r *dialog.Request) bool {
 	local := l.snapshot().Local
-	rule, ok := all.rule(l.trunk.ID, []string{local, r.User}, []string{l.caller.Number})
-	if !ok {
+	rules := all.rulesFor(l.trunk.ID, []string{local, r.User}, []string{l.caller.Number})
+	if len(rules) == 0 {
 		l.s.count.step("dispatch")
 		l.log.Info("no dispatch rule takes the number", "to", numbers.Mask(local))
 		l.end(verdict{cause: call.CauseWrongNumber, text: "no dispatch rule takes the number", code: 404})
 		return false
 	}
-	l.rule = rule
-	l.private = rule.Action.HideNumber
-	l.caller.HideNumber = rule.Action.HideNumber
-	switch rule.Action.Type {
+	l.goBy(rules[0])
+	switch rules[0].Action.Type {
 	case "pin":
 		return l.toMenu(l.s.directory.RoomByPIN, l.s.pinLength())
 	case "user":
 		return l.toUser()
 	case "room", "individual", "callee":
-		if pin := rule.Action.PIN; pin != "" {
-			return l.toMenu(func(ctx context.Context, entered string) (call.Place, error) {
-				if !samePIN(pin, entered) {
-					return call.Place{}, fmt.Errorf("PIN: %w", call.ErrNotFound)
-				}
-				return l.s.directory.Room(ctx, l.roomName())
-			}, len(pin))
+		if rules[0].Action.PIN != "" {
+			return l.toDoors(rules)
 		}
 		return l.toRoom()
 	}
@@ -219,10 +213,41 @@ func (l *leg) dispatch(all *lines, r *dialog.Request) bool {
 	return false
 }
 
+// goBy makes rule the one that the leg goes by.
+func (l *leg) goBy(rule call.DispatchRule) {
+	l.rule = rule
+	l.private = rule.Action.HideNumber
+	l.caller.HideNumber = rule.Action.HideNumber
+}
+
+// toDoors asks for the PIN of one of the rules for the call. As with LiveKit there
+// may be several with different PINs: the one that is entered decides.
+func (l *leg) toDoors(rules []call.DispatchRule) bool {
+	length := len(rules[0].Action.PIN)
+	var opened atomic.Pointer[call.DispatchRule]
+	for _, r := range rules {
+		if pin := r.Action.PIN; pin != "" && len(pin) != length {
+			length = 0 // the caller has to press #
+		}
+	}
+	return l.toMenu(func(ctx context.Context, entered string) (call.Place, error) {
+		for _, r := range rules {
+			if r.Action.PIN == "" || !slices.Contains([]string{"room", "individual", "callee"}, r.Action.Type) || !samePIN(r.Action.PIN, entered) {
+				continue
+			}
+			place, err := l.s.directory.Room(ctx, l.roomName(r.Action))
+			if err == nil {
+				opened.Store(&r)
+			}
+			return place, err
+		}
+		return call.Place{}, fmt.Errorf("PIN: %w", call.ErrNotFound)
+	}, length, func() { l.goBy(*opened.Load()) })
+}
+
 // roomName is the room of a rule that names one or makes one for each caller or
 // each number, as LiveKit's dispatch rules do.
-func (l *leg) roomName() string {
-	a := l.rule.Action
+func (l *leg) roomName(a call.DispatchAction) string {
 	if a.Type == "room" {
 		return a.Room
 	}
@@ -237,7 +262,7 @@ func (l *leg) roomName() string {
 	if a.Room != "" {
 		name = a.Room + "_" + part
 	}
-	if a.Type == "individual" || a.Randomize {
+	if a.Randomize {
 		name += "_" + rand.Text()[:12]
 	}
 	return name
@@ -250,7 +275,7 @@ func (l *leg) toRoom() bool {
 	}
 	started := time.Now()
 	place, err := await(l, joinLimit, func(ctx context.Context) (call.Place, error) {
-		return l.s.directory.Room(ctx, l.roomName())
+		return l.s.directory.Room(ctx, l.roomName(l.rule.Action))
 	})
 	if l.over {
 		return false
@@ -269,8 +294,9 @@ func (l *leg) toRoom() bool {
 }
 
 // toMenu answers at once, since nobody can be heard to press a key otherwise: for
-// the caller's provider the call is paid for from here on.
-func (l *leg) toMenu(find finder, length int) bool {
+// the caller's provider the call is paid for from here on. found, if given, is
+// called once a PIN was right.
+func (l *leg) toMenu(find finder, length int, found ...func()) bool {
 	l.startVoice()
 	if !l.answerCall() {
 		return false
@@ -278,6 +304,9 @@ func (l *leg) toMenu(find finder, length int) bool {
 	place, err := l.askPIN(find, length)
 	if err != nil {
 		return false
+	}
+	for _, f := range found {
+		f()
 	}
 	if err := l.takeSeat(place, lookupLimit); err != nil {
 		return l.refuseAloud(err)
@@ -397,7 +426,7 @@ func (l *leg) refuseSeat(err error) bool {
 	case errors.Is(err, call.ErrRoomFull):
 		v = verdict{cause: call.CauseBusy, text: "the room is full", code: 486}
 	case errors.Is(err, call.ErrForbidden):
-		v = verdict{cause: call.CauseRejected, text: err.Error(), code: 403}
+		v = verdict{cause: call.CauseRejected, text: withoutKind(err), code: 403}
 	case errors.Is(err, call.ErrNotFound):
 		v = verdict{cause: call.CauseWrongNumber, text: "there is no such room", code: 404}
 	}

@@ -183,8 +183,6 @@ func (l *leg) onEvent(d *dialog.Call, e dialog.Event) {
 		case l.refers <- e:
 		default: // nobody asked, or too many
 		}
-	case dialog.Replaced:
-		l.onReplaced(e.By)
 	case dialog.Ended:
 		l.onEnded(e)
 	}
@@ -404,15 +402,12 @@ func cleanDigits(digits string) (string, error) {
 	return digits, nil
 }
 
-// onReplaced gives the leg another dialog: an attended transfer moved the phone's
-// end elsewhere (RFC 3891). The room does not notice.
-func (l *leg) onReplaced(by *dialog.Call) {
+// takeOver gives the leg another dialog: an attended transfer moved the phone's end
+// elsewhere (RFC 3891). The room does not notice. The old dialog is ended by its
+// endpoint when the new one is answered.
+func (l *leg) takeOver(by *dialog.Call) {
 	l.follow(by)
 	r := by.Request()
-	if l.over || by.Trunk() != l.trunk.ID {
-		_ = by.Reject(403, "")
-		return
-	}
 	m, err := l.s.pool.Open(l.mediaOptions(r.Source))
 	if err != nil {
 		_ = by.Reject(503, "")

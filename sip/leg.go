@@ -142,7 +142,7 @@ func (l *leg) enter(state call.LegState) {
 			l.now.Ringing = now
 		}
 	case call.LegAnswered:
-		l.now.Answered = now
+		l.now.Answered, l.now.Code = now, 200
 	}
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -303,7 +303,7 @@ func (l *leg) end(v verdict) {
 	close(l.ended)
 	l.update(func(now *call.Leg) {
 		now.Cause, now.Text = v.cause, v.text
-		if v.code != 0 {
+		if v.code != 0 && now.Answered.IsZero() {
 			now.Code = v.code
 		}
 		if now.Q850 = v.theirs; now.Q850 == 0 {
@@ -452,6 +452,14 @@ func (s *sound) Write(pcm []int16) error {
 		return nil
 	}
 	return m.Write(pcm)
+}
+
+// Stats tells the bridge how good the line is.
+func (s *sound) Stats() call.LegStats {
+	if m := s.media.Load(); m != nil {
+		return m.Stats()
+	}
+	return call.LegStats{}
 }
 
 // printable keeps what is kept of an unusable number short and harmless.

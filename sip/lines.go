@@ -98,9 +98,9 @@ func (l *lines) own() []string {
 	return all
 }
 
-// rule returns the first rule for a call. Numbers are compared as they came and
-// as E.164.
-func (l *lines) rule(trunk string, to, from []string) (call.DispatchRule, bool) {
+// rulesFor returns the rules for a call, the one that counts first. Numbers are
+// compared as they came and as E.164.
+func (l *lines) rulesFor(trunk string, to, from []string) (all []call.DispatchRule) {
 	fits := func(pattern string, patterns []string, have []string) bool {
 		if pattern != "" {
 			patterns = append(slices.Clone(patterns), pattern)
@@ -115,10 +115,10 @@ func (l *lines) rule(trunk string, to, from []string) (call.DispatchRule, bool) 
 			continue
 		}
 		if fits(m.To, m.Tos, to) && fits(m.From, m.Froms, from) {
-			return r, true
+			all = append(all, r)
 		}
 	}
-	return call.DispatchRule{}, false
+	return all
 }
 
 // readLines makes the lines of the configuration and of the store.

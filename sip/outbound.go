@@ -511,7 +511,6 @@ func (l *leg) onAnswered(d *dialog.Call, e dialog.Answered) {
 	}
 	m.Start()
 	l.lease.Answered(time.Now())
-	l.update(func(now *call.Leg) { now.Code = 200 })
 	l.enter(call.LegAnswered)
 	l.enter(call.LegConfirmed)
 	l.s.count.setup(time.Since(l.inviteAt))

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -551,7 +552,17 @@ func reasonOf(err error) string {
 	case errors.As(err, &limit):
 		return limit.Text
 	case errors.As(err, &own):
-		return own.Error()
+		return withoutKind(own)
 	}
 	return "the call failed"
+}
+
+// withoutKind is an error's text without the error kind at its end, which says
+// nothing to people.
+func withoutKind(err error) string {
+	text := err.Error()
+	for _, kind := range call.Kinds() {
+		text = strings.TrimSuffix(text, ": "+kind.Error())
+	}
+	return text
 }

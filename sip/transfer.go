@@ -35,13 +35,13 @@ func (s *Server) Transfer(ctx context.Context, id call.LegID, to string, headers
 	}
 	ctx, cancel := context.WithTimeout(ctx, transferLimit)
 	defer cancel()
+	if err := l.confirmed(ctx); err != nil {
+		return err
+	}
 	var d *dialog.Call
 	var trunk call.Trunk
 	if err := l.ask(func() error {
 		d, trunk = l.dialog, l.trunk
-		if l.snapshot().Answered.IsZero() {
-			return fmt.Errorf("the call is not answered yet: %w", call.ErrConflict)
-		}
 		return nil
 	}); err != nil {
 		return err
@@ -73,6 +73,23 @@ func (s *Server) Transfer(ctx context.Context, id call.LegID, to string, headers
 			return fmt.Errorf("the other side did not say how the transfer went: %w", call.ErrUnavailable)
 		}
 	}
+}
+
+// confirmed returns once the ACK of an answered leg is there: before, no request
+// can be sent inside its dialog (RFC 3261 §14.1, §15). A leg that is not answered
+// is refused at once.
+func (l *leg) confirmed(ctx context.Context) error {
+	now := l.snapshot()
+	for now.State == call.LegAnswered && ctx.Err() == nil {
+		now = l.wait(ctx, now.State)
+	}
+	switch now.State {
+	case call.LegConfirmed:
+		return nil
+	case call.LegEnded:
+		return errGone
+	}
+	return fmt.Errorf("the call is not answered yet: %w", call.ErrConflict)
 }
 
 // transferTarget makes a Refer-To. A number may be sent where it could be called:
@@ -145,12 +162,15 @@ func (s *Server) Hold(ctx context.Context, id call.LegID, on bool) error {
 	if l == nil {
 		return errGone
 	}
+	if err := l.confirmed(ctx); err != nil {
+		return err
+	}
 	var d *dialog.Call
 	var offer []byte
 	if err := l.ask(func() (err error) {
 		m := l.sound.media.Load()
-		if m == nil || l.snapshot().Answered.IsZero() {
-			return fmt.Errorf("the call is not answered yet: %w", call.ErrConflict)
+		if m == nil {
+			return errGone
 		}
 		m.SetHold(on)
 		d = l.dialog
