@@ -28,7 +28,7 @@ type TrunkCheck struct {
 
 // A CheckStep is one thing that was tried.
 type CheckStep struct {
-	Step   string  `json:"step"` // dns, register, options, codecs, call, sound
+	Step   string  `json:"step"` // dns, register, options, codecs, policy, call, sound
 	Target string  `json:"target,omitempty"`
 	Result string  `json:"result"` // ok, warn, fail
 	Text   string  `json:"text"`
@@ -73,6 +73,14 @@ func (s *Server) Check(ctx context.Context, id string) (TrunkCheck, error) {
 	for _, uri := range targets {
 		if !lost[uri] {
 			s.checkOptions(ctx, &c, t, uri)
+		}
+	}
+	if t.outbound() {
+		for _, risk := range numbers.Risks(t.Allow, t.Deny) {
+			c.add("policy", "", "warn", 0, "%s", risk)
+		}
+		if limits := s.cfg.Limits; limits.UserMinutes == 0 && limits.MaxDailyMinutes == 0 {
+			c.add("policy", "", "warn", 0, "no budget is set: sip.limits.max_daily_minutes bounds what a stolen password can cost")
 		}
 	}
 	return c, ctx.Err()

@@ -31,8 +31,8 @@ type Bans struct {
 
 	mu     sync.Mutex // guards the following fields
 	trunks []netip.Prefix
-	hosts  map[netip.Addr]*host
-	banned map[netip.Addr]*Ban
+	hosts  map[netip.Addr]*host // by key
+	banned map[netip.Addr]*Ban  // by key
 	total  uint64
 	swept  time.Time
 }
@@ -67,11 +67,21 @@ func (b *Bans) SetTrunks(networks []netip.Prefix) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.trunks = slices.Clone(networks)
-	for ip := range b.banned {
-		if b.known(ip) {
-			delete(b.banned, ip)
+	for key, ban := range b.banned {
+		if b.known(ban.IP) {
+			delete(b.banned, key)
 		}
 	}
+}
+
+// key is what an address is counted under: itself, or its network of 64 bits, of
+// which one customer has all.
+func key(ip netip.Addr) netip.Addr {
+	if ip.Is4() {
+		return ip
+	}
+	p, _ := ip.Prefix(64)
+	return p.Addr()
 }
 
 // known reports whether ip is a trunk's or on the operator's list. b.mu is held.
@@ -86,12 +96,12 @@ func (b *Bans) Banned(now time.Time, ip netip.Addr) bool {
 	ip = ip.Unmap()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ban := b.banned[ip]
-	if ban == nil {
+	ban := b.banned[key(ip)]
+	if ban == nil || b.known(ip) {
 		return false
 	}
 	if !now.Before(ban.Until) {
-		delete(b.banned, ip)
+		delete(b.banned, key(ip))
 		return false
 	}
 	ban.Drops++
@@ -154,6 +164,7 @@ func (b *Bans) Agent(now time.Time, ip netip.Addr, agent string) (made Ban, is b
 func (b *Bans) host(now time.Time, ip netip.Addr) *host {
 	b.sweep(now)
 	burst := float64(max(b.cfg.Burst, 1))
+	ip = key(ip)
 	h := b.hosts[ip]
 	if h == nil {
 		if len(b.hosts) >= maxHosts {
@@ -169,7 +180,7 @@ func (b *Bans) host(now time.Time, ip netip.Addr) *host {
 
 // count adds a bad message. b.mu is held.
 func (b *Bans) count(now time.Time, ip netip.Addr, h *host, why, agent string) (Ban, bool) {
-	if b.cfg.BanAfter <= 0 || b.cfg.BanFor <= 0 || b.banned[ip] != nil {
+	if b.cfg.BanAfter <= 0 || b.cfg.BanFor <= 0 || b.banned[key(ip)] != nil {
 		return Ban{}, false
 	}
 	h.bad = slices.DeleteFunc(h.bad, func(t time.Time) bool { return now.Sub(t) >= b.cfg.BanWithin })
@@ -190,7 +201,7 @@ func (b *Bans) ban(now time.Time, ip netip.Addr, count int, why, agent string) B
 		}
 	}
 	ban := &Ban{IP: ip, Why: why, Agent: agent, Count: count, Since: now, Until: now.Add(b.cfg.BanFor)}
-	b.banned[ip] = ban
+	b.banned[key(ip)] = ban
 	b.total++
 	return *ban
 }
@@ -259,9 +270,9 @@ func (b *Bans) Lift(ip netip.Addr) bool {
 	ip = ip.Unmap()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, had := b.banned[ip]
-	delete(b.banned, ip)
-	delete(b.hosts, ip)
+	_, had := b.banned[key(ip)]
+	delete(b.banned, key(ip))
+	delete(b.hosts, key(ip))
 	return had
 }
 

@@ -158,6 +158,21 @@ func TestFloodIsBanned(t *testing.T) {
 	}
 }
 
+func TestSixIsBannedByNetwork(t *testing.T) {
+	b := testBans(func(c *Block) { c.Never = []string{"2001:db8:1::1"} })
+	for i := range 8 { // a new address each time
+		b.Bad(start, netip.MustParseAddr(fmt.Sprintf("2001:db8:1::%x", i+16)), "no trunk")
+	}
+	for ip, want := range map[string]bool{"2001:db8:1::ffff": true, "2001:db8:2::10": false, "2001:db8:1::1": false} {
+		if got := b.Banned(start, netip.MustParseAddr(ip)); got != want {
+			t.Errorf("%s is banned: %v", ip, got)
+		}
+	}
+	if !b.Lift(netip.MustParseAddr("2001:db8:1::77")) || b.Banned(start, netip.MustParseAddr("2001:db8:1::17")) {
+		t.Error("the ban is not lifted by another address of the network")
+	}
+}
+
 func TestLift(t *testing.T) {
 	b := testBans(nil)
 	for range 8 {

@@ -404,3 +404,28 @@ func FuzzRoute(f *testing.F) {
 		}
 	})
 }
+
+func TestRisks(t *testing.T) {
+	var all []string
+	for code := range dear {
+		all = append(all, "+1"+code)
+	}
+	for _, c := range []struct {
+		name        string
+		allow, deny []string
+		n           int
+	}{
+		{"one country", []string{"+49"}, nil, 0},
+		{"nothing", nil, nil, 0},
+		{"America", []string{"+1"}, nil, 1},
+		{"America with care", []string{"+1"}, all, 0},
+		{"Jamaica, meant", []string{"+1876"}, nil, 0},
+		{"America and Jamaica, the rest denied", []string{"+1", "+1876"}, all, 0},
+		{"the world", []string{"*"}, nil, 2},
+		{"the world in another spelling", []string{"+"}, all, 1},
+	} {
+		if got := Risks(c.allow, c.deny); len(got) != c.n {
+			t.Errorf("%s: %q, want %d", c.name, got, c.n)
+		}
+	}
+}
