@@ -388,11 +388,15 @@ func transferError(err error) error {
 	}
 	st := details.GRPCStatus()
 	meta := details.TwirpErrorMeta()
+	if status := details.GetSipStatus(); status != nil {
+		text = st.Message()
+		// Older SDKs do not look for the status inside the other detail.
+		if both, err := st.WithDetails(status); err == nil {
+			st = both
+		}
+	}
 	if encoded, err := proto.Marshal(st.Proto()); err == nil {
 		meta["error_details"] = base64.StdEncoding.EncodeToString(encoded)
-	}
-	if details.GetSipStatus() != nil {
-		text = st.Message()
 	}
 	return &twirpError{code: code, text: text, meta: meta, status: sipHTTPStatus[code]}
 }

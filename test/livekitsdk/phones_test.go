@@ -25,7 +25,8 @@ import (
 // port of its SIP. config is more of the section sip.
 func startPhones(t *testing.T, config string) (*server, int) {
 	t.Helper()
-	port, media := freePorts(t, 1), freePorts(t, 60)
+	port := freePorts(t, 62)
+	media := port + 2
 	file := filepath.Join(t.TempDir(), "trunkhall.yaml")
 	text := fmt.Sprintf(`
 sip:
@@ -47,7 +48,7 @@ sip:
 func freePorts(t *testing.T, n int) int {
 	t.Helper()
 	for range 200 {
-		first := 20000 + 2*rand.IntN(5000)
+		first := 20000 + 100*rand.IntN(100) // what two gateways get does not overlap, or is the same
 		var taken []net.PacketConn
 		for i := range n {
 			c, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", first+i))
@@ -390,9 +391,67 @@ func TestSIPCall(t *testing.T) {
 		}
 	}
 
+	// The far gateway does not call others on behalf of its callers.
+	_, err = near.phones().TransferSIPParticipant(ctx, transfer("near", "phone"))
+	if st := lksdk.SIPStatusFrom(err); st == nil || st.Code < 400 {
+		t.Errorf("a transfer that the other side refuses: %v of %v", st, err)
+	}
+	if _, err := near.phones().TransferSIPParticipant(ctx, transfer("near", "alice")); codeOf(err) != twirp.InvalidArgument {
+		t.Errorf("the transfer of somebody who is no telephone: %v", err)
+	}
+
 	rooms := lksdk.NewRoomServiceClient(near.LiveKitURL, near.APIKey, near.APISecret)
 	if _, err := rooms.RemoveParticipant(ctx, &livekit.RoomParticipantIdentity{Room: "near", Identity: "phone"}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "removing the phone hangs up at the other side", func() bool { return len(bob.GetRemoteParticipants()) == 0 })
+}
+
+func transfer(room, identity string) *livekit.TransferSIPParticipantRequest {
+	return &livekit.TransferSIPParticipantRequest{
+		RoomName: room, ParticipantIdentity: identity, TransferTo: "tel:+4930999", RingingTimeout: durationpb.New(20 * time.Second),
+	}
+}
+
+// Two dispatch rules for the same calls: the PIN that the caller enters decides
+// which room it is. The call brings its own trunk, and enters the PIN itself.
+func TestSIPDispatchByPIN(t *testing.T) {
+	far, port := startPhones(t, "")
+	near, _ := startPhones(t, "  outbound: {allow_prefixes: ['+4930']}\n")
+	sip, ctx := far.phones(), t.Context()
+	trunk, err := sip.CreateSIPInboundTrunk(ctx, &livekit.CreateSIPInboundTrunkRequest{Trunk: &livekit.SIPInboundTrunkInfo{
+		Name: "near", Numbers: []string{"+4930100"}, AllowedAddresses: []string{"127.0.0.1"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for room, pin := range map[string]string{"left": "471100", "right": "081500"} {
+		if _, err := sip.CreateSIPDispatchRule(ctx, &livekit.CreateSIPDispatchRuleRequest{DispatchRule: &livekit.SIPDispatchRuleInfo{
+			Name: room, TrunkIds: []string{trunk.SipTrunkId}, Attributes: map[string]string{"door": room},
+			Rule: &livekit.SIPDispatchRule{Rule: &livekit.SIPDispatchRule_DispatchRuleDirect{DispatchRuleDirect: &livekit.SIPDispatchRuleDirect{RoomName: room, Pin: pin}}},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for room, pin := range map[string]string{"left": "471100", "right": "081500"} {
+		watch := join(t, far, room, "watch", nil)
+		info, err := near.phones().CreateSIPParticipant(ctx, &livekit.CreateSIPParticipantRequest{
+			Trunk:     &livekit.SIPOutboundConfig{Hostname: fmt.Sprintf("127.0.0.1:%d", port), Transport: livekit.SIPTransport_SIP_TRANSPORT_UDP},
+			SipNumber: "+4930200", SipCallTo: "+4930100", RoomName: "caller-" + room, WaitUntilAnswered: true, Dtmf: "ww" + pin + "#",
+		})
+		if err != nil {
+			t.Fatalf("calling %s: %v", room, err)
+		}
+		eventually(t, "the caller comes into the room of its PIN, "+room, func() bool {
+			for _, p := range watch.GetRemoteParticipants() {
+				return p.Attributes()["door"] == room && p.Attributes()["sip.trunkID"] == trunk.SipTrunkId && p.Attributes()["sip.phoneNumber"] == "+4930200"
+			}
+			return false
+		})
+
+		// The line of this one call takes no transfers: the dial plan does not know it.
+		if _, err := near.phones().TransferSIPParticipant(ctx, transfer("caller-"+room, info.ParticipantIdentity)); codeOf(err) != twirp.PermissionDenied {
+			t.Errorf("a transfer that is not allowed: %v", err)
+		}
+	}
 }
