@@ -37,6 +37,8 @@ type Call struct {
 	closed  bool
 	theirs  map[string]bool     // To-tags of the other side
 	sources map[netip.Addr]bool // that may send inside the dialog
+	names   map[string]bool     // hosts that were looked up for sources
+	settled map[string]bool     // To-tags whose 2xx needs no BYE any more
 
 	wake   chan struct{}
 	events chan Event
@@ -78,6 +80,8 @@ func (e *Endpoint) newCall(inbound bool, callID, localTag string) *Call {
 		gone:    make(chan struct{}),
 		theirs:  map[string]bool{},
 		sources: map[netip.Addr]bool{},
+		settled: map[string]bool{},
+		names:   map[string]bool{},
 		wake:    make(chan struct{}, 1),
 		events:  make(chan Event),
 		done:    make(chan struct{}),
@@ -212,13 +216,21 @@ func (c *Call) run() {
 			limit = t.C
 		}
 	}
-	c.mu.Lock()
-	c.closed = true
-	c.queue = nil
-	c.mu.Unlock()
 	for _, t := range c.timers {
 		t.Stop()
 	}
+	// What came in the last moment is still answered: a request without an answer
+	// would stay for ever.
+	for c.drain(); !c.shut(); c.drain() {
+	}
+}
+
+// shut closes the mailbox if it is empty.
+func (c *Call) shut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = len(c.queue) == 0
+	return c.closed
 }
 
 func (c *Call) drain() {
@@ -316,13 +328,40 @@ func (c *Call) allow(a netip.Addr) {
 	}
 }
 
-// allowURI lets the host of a URI send inside the dialog, if it is an address.
+// allowURI lets the host of a URI send inside the dialog. A name is looked up
+// meanwhile: the proxies of a provider may have others of its addresses.
 func (c *Call) allowURI(uri string) {
-	if u, ok := parseURI(uri); ok {
-		if a, err := netip.ParseAddr(strings.Trim(u.Host, "[]")); err == nil {
-			c.allow(a.Unmap())
-		}
+	u, ok := parseURI(uri)
+	if !ok {
+		return
 	}
+	if a, err := netip.ParseAddr(strings.Trim(u.Host, "[]")); err == nil {
+		c.allow(a.Unmap())
+		return
+	}
+	if strings.HasSuffix(strings.ToLower(u.Host), ".invalid") { // RFC 7118 §5
+		return
+	}
+	c.mu.Lock()
+	asked := c.names[u.Host] || len(c.names) >= 8
+	if !asked {
+		c.names[u.Host] = true
+	}
+	c.mu.Unlock()
+	if asked {
+		return
+	}
+	c.e.spawn(func() {
+		ctx, cancel := context.WithTimeout(c.e.ctx, 10*time.Second)
+		defer cancel()
+		hops, err := c.e.Resolve(ctx, uri)
+		if err != nil {
+			return
+		}
+		for _, h := range hops {
+			c.allow(h.Addr.Addr())
+		}
+	})
 }
 
 // mayCome says whether a request inside the dialog has the tag and comes from an

@@ -75,7 +75,7 @@ func testLog() *slog.Logger {
 
 func newSide(t *testing.T, change ...func(*Config, *desk)) *side {
 	t.Helper()
-	cfg := Config{Listen: []string{"udp://127.0.0.1:0"}}
+	cfg := Config{Listen: []string{"udp://127.0.0.1:0"}, Resolver: noNames{}}
 	d := newDesk()
 	for _, f := range change {
 		f(&cfg, d)

@@ -710,6 +710,9 @@ func (e *Endpoint) outside(m *message) {
 		return
 	}
 	v := e.handler.Trunk(r)
+	if _, sips := cutPrefixFold(m.uri, "sips:"); sips && v.Action != Drop && m.flow.network != "tls" && m.flow.network != "wss" {
+		v = Verdict{Action: Refuse, Code: 403, Reason: "SIPS Needs TLS"} // RFC 5630 §5.3: never in the clear
+	}
 	switch v.Action {
 	case Drop:
 		e.counters.dropped.Add(1)

@@ -3,6 +3,7 @@ package dialog
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -74,7 +75,25 @@ func (t *serverTx) receive() {
 	}
 }
 
-func (t *serverTx) send(b []byte) { _ = t.flow.send(b) }
+// send sends an answer. If the connection that brought the request has closed, a
+// new one is opened to where it came from (RFC 3261 §18.2.2).
+func (t *serverTx) send(b []byte) {
+	err := t.flow.send(b)
+	v := t.req.via[0]
+	if err == nil || !t.flow.reliable() || t.flow.conn.ws || t.code < 200 || !v.good {
+		return
+	}
+	port := v.port
+	if port == 0 {
+		port = defaultPort(t.flow.network)
+	}
+	h := Hop{t.flow.network, netip.AddrPortFrom(t.flow.remote.Addr(), uint16(port)), v.host}
+	t.e.spawn(func() {
+		if f, err := t.e.openConn(t.e.ctx, h); err == nil {
+			_ = f.send(b)
+		}
+	})
+}
 
 // respond sends an answer. After a final one it does nothing and returns false.
 // A 2xx to an INVITE is sent once; the call repeats it (RFC 3261 §13.3.1.4).

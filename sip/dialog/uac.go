@@ -292,6 +292,9 @@ func (c *Call) invite(f *flow) {
 			if n == u.attempt && u.open && !u.anything && !c.over {
 				c.e.log.Info("sip: no answer, trying the next address", "call_id", c.callID, "hop", u.hop.String())
 				c.e.punish(u.hop)
+				if t := c.inviteTx(); t != nil {
+					t.stop()
+				}
 				c.tryHop(Ended{Code: 408, Timeout: true, Cause: EndTimeout})
 			}
 		})
@@ -299,8 +302,13 @@ func (c *Call) invite(f *flow) {
 }
 
 // reap ends a dialog that a 2xx has made and nobody wants: ACK, then BYE
-// (RFC 3261 §13.2.2.4). It needs nothing of the call's goroutine.
+// (RFC 3261 §13.2.2.4). A repeat of the 2xx gets another ACK only. It needs
+// nothing of the call's goroutine.
 func (c *Call) reap(res *message) {
+	c.mu.Lock()
+	settled := c.settled[res.to.tag()]
+	c.settled[res.to.tag()] = true
+	c.mu.Unlock()
 	d := c.e.newCall(false, c.callID, c.localTag)
 	d.external = c.external
 	d.localHdr = c.localHdr
@@ -311,6 +319,9 @@ func (c *Call) reap(res *message) {
 	d.setRemote(res, res.to.tag(), reversed(res.list("Record-Route")))
 	d.localSeq = res.seq
 	d.sendACK(d.build("ACK", res.seq, nil, "", nil))
+	if settled {
+		return
+	}
 	d.localSeq++
 	if f := d.quick(); f != nil {
 		d.e.launch(d.build("BYE", d.localSeq, nil, "", nil), f, d.external, func(*message, error) {})
@@ -454,6 +465,9 @@ func (c *Call) won(res *message) {
 	stopTimer(u.ring)
 	stopTimer(u.patience)
 	u.winner = res.to.tag()
+	c.mu.Lock()
+	c.settled[u.winner] = true
+	c.mu.Unlock()
 	c.remoteHdr = res.get("To")
 	c.allow(res.flow.remote.Addr())
 	if res.flow.reliable() {
@@ -591,6 +605,17 @@ func (c *Call) cancel(cause int, text string, end Ended) {
 	c.end(end)
 }
 
+// inviteTx is the transaction of the INVITE that was sent last, or nil.
+func (c *Call) inviteTx() *clientTx {
+	v, ok := parseVia(c.uac.sent.get("Via"))
+	if !ok {
+		return nil
+	}
+	c.e.mu.Lock()
+	defer c.e.mu.Unlock()
+	return c.e.client[clientKey(v.branch(), "INVITE")]
+}
+
 // sendCancel sends CANCEL for the INVITE that is open, once.
 func (c *Call) sendCancel() {
 	u := &c.uac
@@ -598,16 +623,11 @@ func (c *Call) sendCancel() {
 		return
 	}
 	u.doCancel = false
-	v, ok := parseVia(u.sent.get("Via"))
-	if !ok {
-		return
-	}
-	c.e.mu.Lock()
-	t := c.e.client[clientKey(v.branch(), "INVITE")]
-	c.e.mu.Unlock()
+	t := c.inviteTx()
 	if t == nil {
 		return
 	}
+	v, _ := parseVia(u.sent.get("Via"))
 	m := &message{method: "CANCEL", uri: u.sent.uri, seq: u.seq, callID: c.callID}
 	m.add("Via", u.sent.get("Via"))
 	for _, r := range u.sent.all("Route") {

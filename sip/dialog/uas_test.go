@@ -429,6 +429,21 @@ func TestOutsideDialog(t *testing.T) {
 	})
 }
 
+// T-SIPTLS-01: a secure URI over an open transport.
+func TestSIPSNeedsTLS(t *testing.T) {
+	bubble(t, func(t *testing.T, s *side, p *phone) {
+		pc := &phoneCall{id: "s", tag: "1", to: "<sips:+4930123@192.0.2.1>", seq: 1}
+		p.write(strings.Replace(p.text(pc, "INVITE", "z9hG4bKs", phoneSDP), "INVITE sip:", "INVITE sips:", 1))
+		m := p.status(403)
+		p.write(p.text(&phoneCall{id: "s", tag: "1", to: m.get("To"), seq: 1}, "ACK", "z9hG4bKs", ""))
+		// An ACK to nothing has no effect at all.
+		p.write(p.text(&phoneCall{id: "t", tag: "1", to: "<sip:x@192.0.2.1>;tag=2", seq: 1}, "ACK", "z9hG4bKt", ""))
+		if m := p.within(time.Minute); m != nil {
+			t.Errorf("%d to an ACK", m.code)
+		}
+	})
+}
+
 func TestStrangersGetSilence(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		for _, method := range []string{"INVITE", "OPTIONS", "REGISTER", "BYE", "REFER", "MESSAGE", "CANCEL", "FOO"} {
