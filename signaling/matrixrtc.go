@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -202,7 +203,7 @@ func (m *matrixRTC) recheck(ctx context.Context, p rtcKey) {
 
 // membershipChanged is called by the homeserver: it only notes the work.
 func (m *matrixRTC) membershipChanged(c matrix.MembershipChange) {
-	if c.To == matrix.MembershipJoin {
+	if c.To == matrix.MembershipJoin || m.isPhone(c.User) { // the PhoneDirectory looks after its own
 		return
 	}
 	m.work.add(func(ctx context.Context) {
@@ -214,6 +215,11 @@ func (m *matrixRTC) membershipChanged(c matrix.MembershipChange) {
 			m.revoke(ctx, who.Room, who.Identity)
 		}
 	})
+}
+
+// isPhone reports whether a user is a ghost of the telephone gateway.
+func (m *matrixRTC) isPhone(user matrix.UserID) bool {
+	return user.Server() == m.rooms.ServerName() && strings.HasPrefix(user.Localpart(), ghostPrefix)
 }
 
 // revoke makes every token of a participant dead that exists by now, removes

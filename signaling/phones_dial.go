@@ -234,7 +234,7 @@ func (d *PhoneDirectory) takeIn(ctx context.Context, g ghostRoom, by matrix.User
 		d.decline(ctx, g, "Guests may not call telephones.")
 		return
 	}
-	if err := d.bringIn(ctx, g, "", ""); err != nil {
+	if err := d.bringIn(ctx, g, "", "", func() {}); err != nil {
 		d.log.Info("a phone could not accept an invitation", "room_id", g.room, "err", err)
 		return
 	}
@@ -281,7 +281,7 @@ func (d *PhoneDirectory) decline(ctx context.Context, g ghostRoom, why string) {
 // notice says something in a room as the ghost, which comes in for it if it has
 // been invited.
 func (d *PhoneDirectory) notice(ctx context.Context, g ghostRoom, words string) {
-	err := d.bringIn(ctx, g, "", "")
+	err := d.bringIn(ctx, g, "", "", func() {})
 	if err == nil {
 		_, err = d.ghosts.SendMessageAs(ctx, g.room, g.ghost, "", "m.room.message", map[string]any{"msgtype": "m.notice", "body": words})
 	}

@@ -122,7 +122,7 @@ func (d *PhoneDirectory) phoneDigits(user matrix.UserID) string {
 
 // isPhone reports whether a user is one of the gateway's ghosts.
 func (d *PhoneDirectory) isPhone(user matrix.UserID) bool {
-	return user.Server() == d.s.deps.Rooms.ServerName() && strings.HasPrefix(user.Localpart(), ghostPrefix)
+	return d.s.rtc.isPhone(user)
 }
 
 // plainName cuts a name from outside to what can stand in a list of members: no

@@ -59,6 +59,8 @@ type phoneSeat struct {
 
 	once sync.Once // leave
 
+	comesIn bool // guarded by d.mu: the ghost is or is about to be joined, and a leave would be somebody's doing
+
 	mu      sync.Mutex // guards the following; held while the phone comes in, so that leave waits for that
 	inside  bool       // the ghost has come in
 	decided bool       // the lobby has
@@ -245,18 +247,26 @@ func (d *PhoneDirectory) mayEndEncryption(ctx context.Context, room matrix.RoomI
 }
 
 // host returns who invites a ghost: whoever dials, or whoever lets telephones
-// into the room; "" if it is in the room, is invited, or needs no invitation.
+// into the room; "" if it needs no invitation.
 func (d *PhoneDirectory) host(ctx context.Context, room matrix.RoomID, s dialIn, p *phoneSeat) (matrix.UserID, error) {
 	m, err := d.s.deps.Rooms.Membership(ctx, room, p.ghost)
 	if err != nil {
 		return "", err
 	}
-	switch m {
-	case matrix.MembershipJoin, matrix.MembershipInvite:
-		return "", nil
-	case matrix.MembershipBan:
+	if m == matrix.MembershipBan {
 		return "", fmt.Errorf("this number is banned from the room: %w", call.ErrForbidden)
 	}
+	host, err := d.inviter(ctx, room, s, p)
+	if m == matrix.MembershipJoin || m == matrix.MembershipInvite {
+		// Nobody need invite it, unless another phone of the number takes the
+		// ghost out just now.
+		return host, nil
+	}
+	return host, err
+}
+
+// inviter is host for a ghost that is not in the room.
+func (d *PhoneDirectory) inviter(ctx context.Context, room matrix.RoomID, s dialIn, p *phoneSeat) (matrix.UserID, error) {
 	rules, err := d.ghosts.RoomStateEvent(ctx, room, "m.room.join_rules", "")
 	if err != nil {
 		return "", err
@@ -368,7 +378,12 @@ func (p *phoneSeat) enterLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.bringIn(ctx, ghostRoom{p.ghost, p.room}, p.host, p.name); err != nil {
+	err = d.bringIn(ctx, ghostRoom{p.ghost, p.room}, p.host, p.name, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		p.comesIn = true
+	})
+	if err != nil {
 		return err
 	}
 	first, err := d.quietRoom(ctx, p.room, p.at.Room)
@@ -386,10 +401,12 @@ func (p *phoneSeat) enterLocked(ctx context.Context) error {
 }
 
 // bringIn makes a ghost a member of a room, invited by host if that is not empty.
-func (d *PhoneDirectory) bringIn(ctx context.Context, g ghostRoom, host matrix.UserID, name string) error {
+// before is called when nobody else takes the ghost out any more.
+func (d *PhoneDirectory) bringIn(ctx context.Context, g ghostRoom, host matrix.UserID, name string, before func()) error {
 	turn := d.turn(g)
 	turn.Lock()
 	defer turn.Unlock()
+	before()
 	m, err := d.s.deps.Rooms.Membership(ctx, g.room, g.ghost)
 	if err != nil || m == matrix.MembershipJoin {
 		return err
@@ -696,13 +713,18 @@ func (d *PhoneDirectory) Admit(ctx context.Context, leg call.LegID, by string, a
 	return nil
 }
 
-// thrownOut removes the phones of a ghost that is no longer in a room. matrixRTC
-// removes those that are in the call; a phone on its way into it is met here.
+// thrownOut removes the phones of a ghost that is no longer in a room: at once
+// those that are in its call, and those that are on their way into it as well.
 func (d *PhoneDirectory) thrownOut(g ghostRoom) {
-	for _, p := range d.seated() {
-		if p.ghost != g.ghost || p.room != g.room {
-			continue
+	var out []*phoneSeat
+	d.mu.Lock()
+	for p := range d.seats {
+		if p.ghost == g.ghost && p.room == g.room && p.comesIn {
+			out = append(out, p)
 		}
+	}
+	d.mu.Unlock()
+	for _, p := range out {
 		d.begin(func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, evictFor)
 			defer cancel()

@@ -455,6 +455,53 @@ func TestPhoneKicked(t *testing.T) {
 	}
 }
 
+// TestPhoneStays has phones come into calls as fast as it goes, right after one of
+// the same number has left: nothing that is announced late may remove them.
+func TestPhoneStays(t *testing.T) {
+	w := newPhoneWorld(t, t.TempDir())
+	ctx := t.Context()
+	alice := w.register("alice")
+	room := w.room(alice, nil)
+	r := w.media.OpenRoom(mediaRoom(room, legacySlot), sfu.RoomOptions{})
+	var before *call.Seat
+	for i := range 20 {
+		var leaving sync.WaitGroup
+		if last := before; last != nil {
+			leaving.Go(func() { last.Leave(ctx) })
+		}
+		seat, err := w.d.Seat(ctx, w.at(room), inboundPhone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := make(chan sfu.Reason, 1)
+		m, _, err := r.JoinLocal(ctx, sfu.LocalParams{Grant: seat.Grant, Session: leaveSession(left)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaving.Wait()
+		if err := w.s.rtc.work.do(ctx, func(context.Context) error { return nil }); err != nil { // all that was announced is done
+			t.Fatal(err)
+		}
+		if err := w.d.work.do(ctx, func(context.Context) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case why := <-left:
+			t.Fatalf("phone %d was removed: %v", i, why)
+		default:
+		}
+		if w.members(room)[testGhost] != matrix.MembershipJoin || len(w.calls(room)) != 1 {
+			t.Fatalf("phone %d: members %v, calls %q", i, w.members(room), w.calls(room))
+		}
+		m.Leave(sfu.ReasonClientInitiated)
+		before = &seat
+	}
+	before.Leave(ctx)
+	if w.members(room)[testGhost] != "" {
+		t.Error("the phone is in the room after it left")
+	}
+}
+
 func TestPhonesOfADeadProcess(t *testing.T) {
 	dir := t.TempDir()
 	w := newPhoneWorld(t, dir)
