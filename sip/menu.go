@@ -70,7 +70,7 @@ func (l *leg) askPIN(find finder, length int) (call.Place, error) {
 
 // tryPIN looks a PIN up, unless the caller is locked out.
 func (l *leg) tryPIN(find finder, pin, called string) (call.Place, error) {
-	if l.s.pins.Locked(time.Now(), l.caller.Number, called) > 0 {
+	if !l.s.pins.Begin(time.Now(), guard.Try{Caller: l.caller.Number, Called: called, Attempts: l.rule.Action.Attempts}) {
 		return call.Place{}, call.ErrNotFound
 	}
 	place, err := await(l, lookupLimit, func(ctx context.Context) (call.Place, error) { return find(ctx, pin) })
@@ -78,7 +78,7 @@ func (l *leg) tryPIN(find finder, pin, called string) (call.Place, error) {
 	case l.over:
 		return call.Place{}, errOver
 	case err == nil:
-		l.s.pins.Right(time.Now(), l.caller.Number)
+		l.s.pins.Right(time.Now(), l.caller.Number, called)
 		return place, nil
 	case !errors.Is(err, call.ErrNotFound):
 		l.log.Error("look a PIN up", "err", err)

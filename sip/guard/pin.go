@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,7 @@ type tries struct {
 	locked int       // how often, since a day without one
 	today  int       // wrong since day; Right does not clear it
 	day    time.Time
+	tried  []time.Time // begun and not yet known to be wrong or right
 }
 
 // NewAttempts returns counters at zero.
@@ -70,14 +72,63 @@ func NewAttempts(cfg PINs) *Attempts {
 // called number: strangers must not be able to shut everybody out.
 const goodFor = 30 * 24 * time.Hour
 
-// Locked returns how long nobody need try: the longer of the lock-outs of the
-// caller and of the called number, 0 if neither is locked. A caller without a
-// number counts as one caller together with all others of the kind. The called
-// number's does not hold for a caller who knew a PIN lately.
+// Begin says whether a PIN may be looked up now. Unless the caller or the called
+// number is locked out, it may; Wrong or Right must follow at once. A caller
+// without a number counts as one caller together with all others of the kind. The
+// called number's lock-out does not hold for a caller who knew a PIN lately.
 //
-// While locked, the menu must go on as ever (ask, listen, say "wrong", call
-// Wrong) and not look the PIN up: an answer that differs would say which guess
-// was right.
+// If it may not, the menu must go on as ever (ask, listen, say "wrong", call
+// Wrong): an answer that differs would say which guess was right. Many calls at
+// the same time have no more tries than one after the other.
+func (a *Attempts) Begin(now time.Time, t Try) bool {
+	t = a.defaults(t)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sweep(now)
+	if a.lockedFor(now, t.Caller, t.Called) > 0 {
+		return false
+	}
+	caller, called := entry(a.caller, t.Caller), entry(a.called, t.Called)
+	at, known := a.good[t.Caller]
+	if caller.waiting(now)+caller.wrong >= max(a.cfg.Caller, t.Attempts) ||
+		called.waiting(now)+called.wrong >= a.cfg.Called && !(known && now.Sub(at) < goodFor) {
+		return false
+	}
+	caller.tried, called.tried = append(caller.tried, now), append(called.tried, now)
+	return true
+}
+
+// lookup is how long looking a PIN up takes at most. What was begun and never
+// ended is forgotten then.
+const lookup = 30 * time.Second
+
+// waiting returns how many tries are being looked up.
+func (t *tries) waiting(now time.Time) int {
+	t.tried = slices.DeleteFunc(t.tried, func(at time.Time) bool { return now.Sub(at) >= lookup })
+	return len(t.tried)
+}
+
+// known takes one try off those that are being looked up.
+func (t *tries) known() {
+	if len(t.tried) > 0 {
+		t.tried = t.tried[1:]
+	}
+}
+
+func entry(all map[string]*tries, who string) *tries {
+	t := all[who]
+	if t == nil {
+		if len(all) >= maxTries {
+			forgetTries(all)
+		}
+		t = &tries{}
+		all[who] = t
+	}
+	return t
+}
+
+// Locked returns how long nobody need try: the longer of the lock-outs that hold
+// for the caller, 0 if none does.
 func (a *Attempts) Locked(now time.Time, caller, called string) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -106,24 +157,33 @@ type Try struct {
 	Lockout  time.Duration // of the dispatch rule; 0: as configured
 }
 
-// Wrong counts a wrong PIN, or the PIN of a room that is not there: there is no
-// difference. It reports whether this call has had its last try.
-func (a *Attempts) Wrong(now time.Time, t Try) (hangUp bool) {
+func (a *Attempts) defaults(t Try) Try {
 	if t.Attempts <= 0 {
 		t.Attempts = a.cfg.Attempts
 	}
 	if t.Lockout <= 0 {
 		t.Lockout = a.cfg.Lockout
 	}
+	return t
+}
+
+// Wrong counts a wrong PIN, or the PIN of a room that is not there: there is no
+// difference. It reports whether this call has had its last try.
+func (a *Attempts) Wrong(now time.Time, t Try) (hangUp bool) {
+	t = a.defaults(t)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sweep(now)
-	if a.lockedFor(now, t.Caller, t.Called) > 0 {
+	locked := a.lockedFor(now, t.Caller, t.Called) > 0
+	caller, called := entry(a.caller, t.Caller), entry(a.called, t.Called)
+	if locked && len(caller.tried) == 0 {
 		return t.Count >= t.Attempts // nothing was tried; and nobody may keep a number locked by calling on
 	}
+	caller.known()
+	called.known()
 	most := max(a.cfg.Caller, t.Attempts)
-	miss(now, a.caller, t.Caller, most, 4*most, t.Lockout)
-	miss(now, a.called, t.Called, a.cfg.Called, 0, t.Lockout)
+	caller.miss(now, most, 4*most, t.Lockout)
+	called.miss(now, a.cfg.Called, 0, t.Lockout)
 	return t.Count >= t.Attempts
 }
 
@@ -131,16 +191,8 @@ func (a *Attempts) Wrong(now time.Time, t Try) (hangUp bool) {
 const maxLockout = 24 * time.Hour
 
 // miss counts a wrong PIN. most in an hour, or daily in a day whatever was right
-// in between, are too many; a daily of 0 is no limit. a.mu is held.
-func miss(now time.Time, all map[string]*tries, who string, most, daily int, lockout time.Duration) {
-	t := all[who]
-	if t == nil {
-		if len(all) >= maxTries {
-			forgetTries(all)
-		}
-		t = &tries{}
-		all[who] = t
-	}
+// in between, are too many; a daily of 0 is no limit.
+func (t *tries) miss(now time.Time, most, daily int, lockout time.Duration) {
 	if now.Before(t.until) {
 		return
 	}
@@ -176,7 +228,7 @@ func (a *Attempts) sweep(now time.Time) {
 	}
 	for _, all := range []map[string]*tries{a.caller, a.called} {
 		for who, t := range all {
-			if now.Sub(t.last) >= maxLockout && now.Sub(t.until) >= maxLockout {
+			if now.Sub(t.last) >= maxLockout && now.Sub(t.until) >= maxLockout && t.waiting(now) == 0 {
 				delete(all, who)
 			}
 		}
@@ -201,13 +253,20 @@ func forgetTries(all map[string]*tries) {
 // Right forgets the caller's earlier mistakes, not those at the called number: a
 // guesser who knows one PIN must not clear the way with it. A caller without a
 // number stays as it is, being many.
-func (a *Attempts) Right(now time.Time, caller string) {
+func (a *Attempts) Right(now time.Time, caller, called string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if t := a.called[called]; t != nil {
+		t.known()
+	}
+	t := a.caller[caller]
+	if t != nil {
+		t.known()
+	}
 	if caller == "" {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if t := a.caller[caller]; t != nil && !now.Before(t.until) {
+	if t != nil && !now.Before(t.until) {
 		t.wrong = 0
 	}
 	if len(a.good) < maxTries {

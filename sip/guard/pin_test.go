@@ -19,7 +19,7 @@ func TestGuessing(t *testing.T) {
 				caller = fmt.Sprint("+4930", int(now.Unix()/20)%numbers)
 			}
 			for try := 1; ; try++ {
-				if a.Locked(now, caller, "+4940") == 0 {
+				if a.Begin(now, Try{Caller: caller, Called: "+4940", Count: try}) {
 					guesses++
 				}
 				if a.Wrong(now, Try{Caller: caller, Called: "+4940", Count: try}) {
@@ -92,7 +92,7 @@ func TestRightPIN(t *testing.T) {
 	for i := range 5 { // never three wrong in a row
 		a.Wrong(start, Try{Caller: fmt.Sprint("+4930", i), Called: "us", Count: 1})
 		a.Wrong(start, Try{Caller: fmt.Sprint("+4930", i), Called: "us", Count: 2})
-		a.Right(start, fmt.Sprint("+4930", i))
+		a.Right(start, fmt.Sprint("+4930", i), "us")
 	}
 	for i := range 30 {
 		a.Wrong(start, Try{Caller: fmt.Sprint("+4940", i), Called: "us", Count: 1})
@@ -108,7 +108,7 @@ func TestRightPIN(t *testing.T) {
 	}
 	for range 3 {
 		a.Wrong(start, Try{Count: 1, Called: "third"})
-		a.Right(start, "")
+		a.Right(start, "", "third")
 	}
 	if a.Locked(start, "", "fourth") == 0 {
 		t.Error("one anonymous caller's success clears all of them")
@@ -121,17 +121,69 @@ func TestInsider(t *testing.T) {
 	guesses := 0
 	for now := start; now.Before(start.AddDate(0, 0, 30)); now = now.Add(20 * time.Second) {
 		for try := 1; try <= 2; try++ {
-			if a.Locked(now, "+1", "us") == 0 {
+			if a.Begin(now, Try{Caller: "+1", Called: "us", Count: try}) {
 				guesses++
 			}
 			a.Wrong(now, Try{Caller: "+1", Called: "us", Count: try})
 		}
-		if a.Locked(now, "+1", "us") == 0 {
-			a.Right(now, "+1")
+		if a.Begin(now, Try{Caller: "+1", Called: "us", Count: 3}) {
+			a.Right(now, "+1", "us")
 		}
 	}
 	if guesses > 600 {
 		t.Errorf("%d guesses in a month", guesses)
+	}
+}
+
+// A hundred calls at the same time have no more tries than one.
+func TestGuessingAtOnce(t *testing.T) {
+	a := NewAttempts(DefaultPINs())
+	try := Try{Caller: "+1", Called: "us", Count: 1}
+	begun := 0
+	for range 100 {
+		if a.Begin(start, try) {
+			begun++
+		}
+	}
+	if begun != 3 {
+		t.Errorf("one caller has %d tries at once, want 3", begun)
+	}
+	for i := range 100 {
+		if a.Begin(start, Try{Caller: fmt.Sprint("+49", i), Called: "us", Count: 1}) {
+			begun++
+		}
+	}
+	if begun != 30 {
+		t.Errorf("many callers have %d tries at once, want 30", begun)
+	}
+	for range 3 {
+		a.Wrong(start, try)
+	}
+	if a.Locked(start, "+1", "us") == 0 {
+		t.Error("three wrong PINs at once do not lock the caller out")
+	}
+	later := start.Add(lookup)
+	if !a.Begin(later, Try{Caller: "+2", Called: "us", Count: 1}) {
+		t.Error("tries that were never ended count for ever")
+	}
+}
+
+// A caller's last try may be the right one.
+func TestLastTryIsRight(t *testing.T) {
+	a := NewAttempts(DefaultPINs())
+	for i := range 3 {
+		try := Try{Caller: "+1", Called: "us", Count: i + 1}
+		if !a.Begin(start, try) {
+			t.Fatalf("try %d is refused", i+1)
+		}
+		if i < 2 {
+			a.Wrong(start, try)
+		} else {
+			a.Right(start, "+1", "us")
+		}
+	}
+	if a.Locked(start, "+1", "us") > 0 || !a.Begin(start, Try{Caller: "+1", Called: "us", Count: 1}) {
+		t.Error("who got it right the third time is locked out")
 	}
 }
 
