@@ -47,6 +47,9 @@ type Config struct {
 	// seconds; 0: 90.
 	MinSE int
 
+	// Algorithms are those of our challenges, in order. Empty: SHA-256, then MD5
+	// (RFC 8760). Old phones that look at the first challenge only need MD5 alone.
+	Algorithms []string
 	// Secret signs the nonces of challenges. Nil: random at each start.
 	Secret []byte
 	// Resolver finds the hosts of URIs. Nil: the system's.

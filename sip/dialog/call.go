@@ -642,7 +642,9 @@ func (e *Endpoint) wayTo(uri string) (*flow, error) {
 // stamp puts our Via on top of m (RFC 3261 §18.1.1). rport asks where we are
 // seen (RFC 3581).
 func (e *Endpoint) stamp(m *message, f *flow, external netip.AddrPort) (branch string) {
-	branch = magic + randomHex(10)
+	if branch = m.branch; branch == "" {
+		branch = magic + randomHex(10)
+	}
 	a := e.shown(f, external)
 	v := "SIP/2.0/" + strings.ToUpper(f.network) + " " + hostOf(a.Addr()) + ":" + strconv.Itoa(int(a.Port())) + ";branch=" + branch + ";rport"
 	m.headers = append([]Header{{"Via", v}}, m.headers...)

@@ -152,15 +152,16 @@ func (n *nonces) check(nonce string, src netip.Addr, algorithm string, nc uint64
 	return true, false
 }
 
-// challenge makes the fields that ask for credentials, SHA-256 before MD5
-// (RFC 8760 §2.3). REGISTER is asked as a registrar does, everything else as a
+// challenge makes the fields that ask for credentials, the best first (RFC 8760
+// §2.3). A nonce is good for its own algorithm only: what is not offered is not
+// taken. REGISTER is asked as a registrar does, everything else as a
 // proxy, which is what gateways look like to trunks.
 func (e *Endpoint) challenge(method string, stale bool, src netip.Addr) (hs []Header) {
 	name := "Proxy-Authenticate"
 	if method == "REGISTER" {
 		name = "WWW-Authenticate"
 	}
-	for _, algorithm := range []string{"SHA-256", "MD5"} {
+	for _, algorithm := range e.cfg.Algorithms {
 		v := fmt.Sprintf(`Digest realm=%s, nonce="%s", algorithm=%s, qop="auth"`, quote(e.cfg.Realm), e.nonces.make(src, algorithm), algorithm)
 		if stale {
 			v += ", stale=true"

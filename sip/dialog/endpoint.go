@@ -93,6 +93,14 @@ func newEndpoint(cfg Config, h Handler, log *slog.Logger) (*Endpoint, error) {
 	if cfg.Realm == "" {
 		cfg.Realm = "trunkhall"
 	}
+	if len(cfg.Algorithms) == 0 {
+		cfg.Algorithms = []string{"SHA-256", "MD5"}
+	}
+	for _, a := range cfg.Algorithms {
+		if hasher(a) == nil || a == "" {
+			return nil, fmt.Errorf("%q is no digest algorithm", a)
+		}
+	}
 	if cfg.Secret == nil {
 		cfg.Secret = make([]byte, 32)
 		_, _ = rand.Read(cfg.Secret)

@@ -39,7 +39,8 @@ type message struct {
 	headers     []Header
 	body        []byte
 
-	flow *flow // where it came from
+	flow   *flow  // where it came from
+	branch string // of our Via, if it is to be known before it is sent
 
 	// Read by parts from headers of a message that came in.
 	via       []via

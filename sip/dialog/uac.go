@@ -220,7 +220,7 @@ func (c *Call) invite(f *flow) {
 	u.open, u.heard = true, false
 	c.localSeq++
 	u.seq = c.localSeq
-	m := &message{method: "INVITE", uri: u.uri, callID: c.callID, seq: u.seq, body: o.SDP}
+	m := &message{method: "INVITE", uri: u.uri, callID: c.callID, seq: u.seq, body: o.SDP, branch: magic + randomHex(10)}
 	if o.Target.Proxy != "" {
 		p := o.Target.Proxy
 		if !isLoose(p) {
@@ -607,13 +607,9 @@ func (c *Call) cancel(cause int, text string, end Ended) {
 
 // inviteTx is the transaction of the INVITE that was sent last, or nil.
 func (c *Call) inviteTx() *clientTx {
-	v, ok := parseVia(c.uac.sent.get("Via"))
-	if !ok {
-		return nil
-	}
 	c.e.mu.Lock()
 	defer c.e.mu.Unlock()
-	return c.e.client[clientKey(v.branch(), "INVITE")]
+	return c.e.client[clientKey(c.uac.sent.branch, "INVITE")]
 }
 
 // sendCancel sends CANCEL for the INVITE that is open, once.
@@ -627,10 +623,9 @@ func (c *Call) sendCancel() {
 	if t == nil {
 		return
 	}
-	v, _ := parseVia(u.sent.get("Via"))
 	m := &message{method: "CANCEL", uri: u.sent.uri, seq: u.seq, callID: c.callID}
-	m.add("Via", u.sent.get("Via"))
-	for _, r := range u.sent.all("Route") {
+	m.add("Via", t.req.get("Via"))
+	for _, r := range t.req.all("Route") {
 		m.add("Route", r)
 	}
 	m.add("Max-Forwards", "70")
@@ -639,7 +634,7 @@ func (c *Call) sendCancel() {
 	m.add("Call-ID", c.callID)
 	m.add("CSeq", strconv.Itoa(int(u.seq))+" CANCEL")
 	m.headers = append(m.headers, u.cancel...)
-	ct := &clientTx{e: c.e, key: clientKey(v.branch(), "CANCEL"), req: m, flow: t.flow}
+	ct := &clientTx{e: c.e, key: clientKey(u.sent.branch, "CANCEL"), req: m, flow: t.flow}
 	c.e.mu.Lock()
 	if c.e.stopping() {
 		c.e.mu.Unlock()
