@@ -225,12 +225,12 @@ type handset struct {
 	ended    chan dialog.Ended
 	refers   chan dialog.ReferProgress
 	stop     chan struct{}
-	onRefer  func(dialog.Referred) // set before the call is answered
 
-	mu    sync.Mutex
-	hz    float64
-	heard []int16
-	keys  string
+	mu      sync.Mutex
+	hz      float64
+	heard   []int16
+	keys    string
+	onRefer func(dialog.Referred)
 }
 
 func (d *desk) session() *media.Session {
@@ -303,8 +303,11 @@ func (d *desk) pickUp(c *dialog.Call, s *media.Session) *handset {
 			case dialog.ReferProgress:
 				p.refers <- e
 			case dialog.Referred:
-				if p.onRefer != nil {
-					p.onRefer(e)
+				p.mu.Lock()
+				f := p.onRefer
+				p.mu.Unlock()
+				if f != nil {
+					f(e)
 				}
 			case dialog.Digits:
 				p.key(e.Digit)
@@ -352,6 +355,13 @@ func (p *handset) talk() {
 			p.mu.Unlock()
 		}
 	}
+}
+
+// referred says what becomes of a REFER to the handset.
+func (p *handset) referred(f func(dialog.Referred)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onRefer = f
 }
 
 func (p *handset) key(digit byte) {

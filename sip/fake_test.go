@@ -28,6 +28,14 @@ func (d *fakeDirectory) set(seat, ring error) {
 	d.seat, d.ring = seat, ring
 }
 
+// wait makes phones wait in a lobby.
+func (d *fakeDirectory) wait() (lobby, refused chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lobby, d.refused = make(chan struct{}), make(chan struct{})
+	return d.lobby, d.refused
+}
+
 func (d *fakeDirectory) Room(ctx context.Context, name string) (call.Place, error) {
 	return call.Place{Room: "standup", RoomID: "!room", Title: "Stand-up"}, nil
 }
@@ -45,13 +53,13 @@ func (d *fakeDirectory) Seat(ctx context.Context, at call.Place, phone call.Phon
 		}
 	}
 	d.mu.Lock()
-	err := d.seat
+	err, lobby, refused := d.seat, d.lobby, d.refused
 	d.mu.Unlock()
 	if err != nil {
 		return call.Seat{}, err
 	}
 	seat, err := Static{}.Seat(ctx, at, phone)
-	seat.Lobby, seat.Refused = d.lobby, d.refused
+	seat.Lobby, seat.Refused = lobby, refused
 	d.open.Add(1)
 	seat.Leave = func(context.Context) { d.open.Add(-1) }
 	return seat, err

@@ -319,7 +319,8 @@ func TestSlowRoom(t *testing.T) {
 }
 
 func TestLobby(t *testing.T) {
-	dir := &fakeDirectory{lobby: make(chan struct{}), refused: make(chan struct{})}
+	dir := &fakeDirectory{}
+	lobby, _ := dir.wait()
 	h := newHouse(t, dir, func(c *Config) { c.Dispatch[1].Action.Room = "#standup:example.org" })
 	d := newDesk(t, "127.0.0.1")
 	p := d.dial(h, carol, roomNumber)
@@ -327,15 +328,15 @@ func TestLobby(t *testing.T) {
 	if got := h.members("standup"); len(got) != 0 {
 		t.Errorf("%q did not wait", got)
 	}
-	close(dir.lobby)
+	close(lobby)
 	eventually(t, "the phone is let in", func() bool { return len(h.members("standup")) == 1 })
 	p.call.Bye(16, "")
 	eventually(t, "the seat is given back", func() bool { return dir.open.Load() == 0 })
 
-	dir.lobby, dir.refused = make(chan struct{}), make(chan struct{})
+	_, refused := dir.wait()
 	p = d.dial(h, carol, roomNumber)
 	p.waitAnswer()
-	close(dir.refused)
+	close(refused)
 	p.waitEnd()
 	if r := h.gate.Records(ledger.Filter{Limit: 1}); len(r) == 0 || r[0].Cause != call.CauseRejected {
 		t.Errorf("%+v", r)
@@ -452,7 +453,9 @@ func TestDialOut(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("the phone rings on")
 	}
-	h.ended(leg.ID)
+	if last := h.ended(leg.ID); last.Cause != call.CauseCancelled || last.Code != 487 {
+		t.Errorf("%s %d", last.Cause, last.Code)
+	}
 }
 
 // TestFailOver tries the next target and the next trunk when a line does not work,
@@ -529,13 +532,13 @@ func TestTransferOut(t *testing.T) {
 		ok   bool
 	}{{"the new call is answered", 200, true}, {"the new call is refused", 486, false}} {
 		p := d.dial(h, carol, roomNumber)
-		p.onRefer = func(e dialog.Referred) {
+		p.referred(func(e dialog.Referred) {
 			if e.To.User != "+493012345679" {
 				t.Errorf("referred to %q", e.To.URI)
 			}
 			_ = p.call.ReferResult(e.ID, 100, "Trying")
 			_ = p.call.ReferResult(e.ID, c.code, "")
-		}
+		})
 		p.waitAnswer()
 		eventually(t, "the leg is there", func() bool { return len(h.members("standup")) == 1 })
 		id := h.gate.Legs()[0].ID
@@ -672,11 +675,8 @@ func TestKeysToPhone(t *testing.T) {
 
 // TestEarlySound lets the caller hear ringing before the answer.
 func TestEarlySound(t *testing.T) {
-	h := newHouse(t, &fakeDirectory{}, func(c *Config) {
-		c.Trunks[0].EarlyMedia = true
-	})
-	dir := h.gate.directory.(Static).Next.(*fakeDirectory)
-	dir.ringing = make(chan struct{})
+	dir := &fakeDirectory{ringing: make(chan struct{})}
+	h := newHouse(t, dir, func(c *Config) { c.Trunks[0].EarlyMedia = true })
 	d := newDesk(t, "127.0.0.1")
 	p := d.dial(h, carol, userNumber)
 	p.hears(425, true)

@@ -390,7 +390,7 @@ func (l *leg) finish() {
 	if err := l.s.ledger.Finish(last); err != nil {
 		l.log.Error("write the call record", "err", err)
 	}
-	l.log.Info("leg ended", "cause", last.Cause, "code", last.Code, "number", numbers.Mask(last.Number), "trunk", last.Trunk)
+	l.log.Info("leg ended", "cause", last.Cause, "text", last.Text, "code", last.Code, "number", numbers.Mask(last.Number), "trunk", last.Trunk)
 	l.s.forget(l)
 }
 

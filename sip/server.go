@@ -441,7 +441,15 @@ func (s *Server) Hangup(ctx context.Context, id call.LegID) error {
 		return errGone
 	}
 	return l.ask(func() error {
-		l.end(verdict{cause: call.CauseHangup, text: "hung up", code: 603, q850: 16})
+		now := l.snapshot()
+		switch {
+		case !now.Answered.IsZero():
+			l.end(verdict{cause: call.CauseHangup, text: "hung up", q850: 16})
+		case now.Direction == call.Outbound:
+			l.end(verdict{cause: call.CauseCancelled, text: "given up before it was answered", code: 487, q850: 16})
+		default:
+			l.end(verdict{cause: call.CauseRejected, text: "declined", code: 603, q850: 21})
+		}
 		return nil
 	})
 }
