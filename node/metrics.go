@@ -1,21 +1,45 @@
 package node
 
 import (
+	"slices"
 	"strconv"
 
+	"github.com/trunkhall/trunkhall/call"
+	"github.com/trunkhall/trunkhall/sfu"
 	"github.com/trunkhall/trunkhall/web"
 )
 
 // metrics returns the numbers of now for /metrics.
 func (n *Node) metrics() []web.Metric {
 	rooms := n.sfu.Rooms()
-	participants := 0
-	for _, r := range rooms {
-		participants += r.Participants
+	all := []web.Metric{{Name: "rooms", Help: "Media rooms that are open.", Value: float64(len(rooms))}}
+	people := map[call.ParticipantKind]int{call.KindStandard: 0, call.KindAgent: 0, call.KindSIP: 0}
+	tracks := map[string]int{"audio": 0, "video": 0}
+	for _, info := range rooms {
+		room, ok := n.sfu.Room(info.Name)
+		if !ok {
+			continue // it closed just now
+		}
+		for _, p := range room.Participants() {
+			kind := p.Grant.Kind
+			if _, known := people[kind]; !known {
+				kind = call.KindStandard // tokens may say anything; labels must not
+			}
+			people[kind]++
+			for _, t := range p.Tracks {
+				if t.Kind == sfu.KindVideo {
+					tracks["video"]++
+				} else {
+					tracks["audio"]++
+				}
+			}
+		}
 	}
-	all := []web.Metric{
-		{Name: "rooms", Help: "Media rooms that are open.", Value: float64(len(rooms))},
-		{Name: "participants", Help: "Participants of all rooms, phones too.", Value: float64(participants)},
+	for kind, count := range people {
+		all = append(all, web.Metric{Name: "participants", Help: "Participants of all rooms.", Labels: map[string]string{"kind": string(kind)}, Value: float64(count)})
+	}
+	for kind, count := range tracks {
+		all = append(all, web.Metric{Name: "tracks", Help: "Published tracks of all rooms.", Labels: map[string]string{"kind": kind}, Value: float64(count)})
 	}
 	if n.phones == nil {
 		return all
@@ -49,6 +73,7 @@ func (n *Node) metrics() []web.Metric {
 	}
 	all = append(all, setup)
 	counter("sip_bans_total", "Addresses that were shut out.", float64(m.Bans), nil)
+	gauge("sip_banned_sources", "Addresses that are shut out at present.", float64(m.Banned), nil)
 	counter("sip_dropped_total", "Messages of strangers left without an answer.", float64(m.Dropped), nil)
 	counter("sip_pin_wrong_total", "Wrong PINs.", float64(m.PINRejected), nil)
 	gauge("sip_minutes_today", "Minutes of calls out today.", m.MinutesToday, nil)
@@ -58,6 +83,10 @@ func (n *Node) metrics() []web.Metric {
 		worst = max(worst, jitter)
 	}
 	gauge("rtp_jitter_ms", "Jitter of the worst call at present.", worst, nil)
+	if lowest := slices.Min(append([]float64{5}, m.MOS...)); len(m.MOS) > 0 {
+		gauge("sip_mos", "Estimated MOS of the worst call at present (ITU-T G.107).", lowest, nil)
+	}
+	counter("dtmf_total", "Keys pressed, by phones and towards them.", float64(m.Digits), nil)
 	counter("mix_starved_frames_total", "Frames of speakers that came too late and were concealed.", float64(m.Starved), nil)
 	counter("opus_panics_total", "Faults of the Opus codec that were caught.", float64(m.OpusPanics), nil)
 	for trunk, up := range m.Registered {
