@@ -469,12 +469,17 @@ func TestPhoneStays(t *testing.T) {
 		if last := before; last != nil {
 			leaving.Go(func() { last.Leave(ctx) })
 		}
+		// What is announced now is acted on only when the phone is in the call.
+		late := make(chan struct{})
+		w.s.rtc.work.add(func(context.Context) { <-late })
 		seat, err := w.d.Seat(ctx, w.at(room), inboundPhone)
 		if err != nil {
+			close(late)
 			t.Fatal(err)
 		}
 		left := make(chan sfu.Reason, 1)
 		m, _, err := r.JoinLocal(ctx, sfu.LocalParams{Grant: seat.Grant, Session: leaveSession(left)})
+		close(late)
 		if err != nil {
 			t.Fatal(err)
 		}
