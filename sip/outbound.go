@@ -104,6 +104,7 @@ type route struct {
 	lines  []line // in the order in which they are tried
 	age    time.Duration
 	digits string // DTMF after the answer
+	urgent bool   // an emergency call
 }
 
 // decideRoute decides whether a call may be placed, and over which lines. Nothing has
@@ -142,7 +143,7 @@ func (s *Server) decideRoute(ctx context.Context, r call.DialRequest, x dialExtr
 		all = &lines{trunks: []line{one}}
 	}
 	result := s.plan.Route(query)
-	p.number = result.Number
+	p.number, p.urgent = result.Number, result.Emergency
 	if err := result.Err(); err != nil {
 		s.log.Info("a call out is refused", "by", r.By, "reason", result.Reason, "number", numbers.Mask(r.Number))
 		return p, err
@@ -184,6 +185,11 @@ func (l *leg) outbound(r call.DialRequest, p route, x dialExtra) error {
 		}
 	}
 	lease, err := l.s.limits.Begin(time.Now(), l.request(r, p, p.lines[0]))
+	var full *guard.LimitError
+	for errors.As(err, &full) && full.OfTrunk() && len(p.lines) > 1 {
+		p.lines = p.lines[1:]
+		lease, err = l.s.limits.Begin(time.Now(), l.request(r, p, p.lines[0]))
+	}
 	if err != nil {
 		return l.fail(err)
 	}
@@ -194,12 +200,10 @@ func (l *leg) outbound(r call.DialRequest, p route, x dialExtra) error {
 	}
 	for i, t := range p.lines {
 		if i > 0 {
-			l.lease.End(time.Now())
-			if lease, err = l.s.limits.Begin(time.Now(), l.request(r, p, t)); err != nil {
+			if err := l.lease.Move(time.Now(), l.request(r, p, t)); err != nil {
 				l.log.Info("a further trunk cannot be used", "trunk", t.ID, "err", err)
 				continue
 			}
-			l.lease = lease
 		}
 		if done := l.over || l.tryLine(r, p, x, t); done {
 			break
@@ -239,6 +243,7 @@ func (l *leg) request(r call.DialRequest, p route, t line) guard.Request {
 	}
 	return guard.Request{
 		Direction: call.Outbound, Trunk: t.ID, MaxCalls: t.MaxCalls, MaxCPS: t.MaxCPS, By: r.By, Age: p.age, Longest: longest,
+		Emergency: p.urgent,
 	}
 }
 
@@ -458,6 +463,7 @@ func (l *leg) outgoing(r call.DialRequest, p route, x dialExtra, t line, shown n
 		Options:  l.s.callOptions(t),
 		Ringing:  ring,
 		Replaces: x.replaces,
+		Trunk:    t.ID,
 	}
 	if shown.Anonymous { // RFC 3323 §4.1, RFC 3325 §9.1
 		o.From, o.FromName, o.Asserted, o.Privacy = "", "", shown.Number, "id"

@@ -17,6 +17,7 @@ type Request struct {
 	MaxCalls  int           // of the trunk; 0: no limit
 	MaxCPS    float64       // of the trunk; 0: no limit
 	By        string        // outbound: who pays
+	Emergency bool          // nothing but the trunk's own limits stands against it
 	Age       time.Duration // of the account of By; negative: not known, so not new
 	Longest   time.Duration // the trunk's or the call's own limit; 0: none
 }
@@ -38,6 +39,9 @@ func (e *LimitError) Unwrap() error {
 	}
 	return call.ErrForbidden
 }
+
+// OfTrunk reports whether another trunk might take the leg.
+func (e *LimitError) OfTrunk() bool { return e.Limit == "trunk_calls" || e.Limit == "trunk_cps" }
 
 // Cause returns what a leg that was refused ended with.
 func (e *LimitError) Cause() call.Cause {
@@ -152,13 +156,38 @@ func (c *Counters) begin(now time.Time, r Request) (*Lease, error) {
 		u.calls++
 		u.begun = append(u.begun, now)
 	}
+	c.take(r)
+	c.open[l] = struct{}{}
+	return l, nil
+}
+
+// take uses a line of the trunk. c.mu is held.
+func (c *Counters) take(r Request) {
 	t := c.trunk(r.Trunk)
 	if r.MaxCPS > 0 {
 		t.tokens--
 	}
 	t.calls++
-	c.open[l] = struct{}{}
-	return l, nil
+}
+
+// Move takes the leg to another trunk, named by r, because the one it was to go
+// over did not take it. It does not count as another call of its user. If that
+// trunk has no room either, the leg stays where it is.
+func (l *Lease) Move(now time.Time, r Request) error {
+	c := l.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.ended {
+		return refuse("calls", 0, "the call has ended")
+	}
+	c.turn(now)
+	if err := c.checkTrunk(now, r); err != nil {
+		return err
+	}
+	c.trunk(l.r.Trunk).calls--
+	c.take(r)
+	l.r.Trunk, l.r.Longest = r.Trunk, r.Longest
+	return nil
 }
 
 // Would returns what Begin would, but counts nothing.
@@ -171,9 +200,20 @@ func (c *Counters) Would(now time.Time, r Request) error {
 // check returns the limit that stands against one more leg. c.mu is held.
 func (c *Counters) check(now time.Time, r Request) error {
 	c.turn(now)
-	if c.cfg.MaxCalls > 0 && len(c.open) >= c.cfg.MaxCalls {
+	if c.cfg.MaxCalls > 0 && len(c.open) >= c.cfg.MaxCalls && !r.Emergency {
 		return refuse("calls", 10*time.Second, "all %d lines of this server are busy", c.cfg.MaxCalls)
 	}
+	if err := c.checkTrunk(now, r); err != nil {
+		return err
+	}
+	if r.Direction == call.Outbound && !r.Emergency {
+		return c.mayDial(now, r)
+	}
+	return nil
+}
+
+// checkTrunk applies the limits of the trunk. c.mu is held.
+func (c *Counters) checkTrunk(now time.Time, r Request) error {
 	t := c.trunk(r.Trunk)
 	if r.MaxCalls > 0 && t.calls >= r.MaxCalls {
 		return refuse("trunk_calls", 10*time.Second, "all %d lines of this trunk are busy", r.MaxCalls)
@@ -188,9 +228,6 @@ func (c *Counters) check(now time.Time, r Request) error {
 		if t.tokens < 1 {
 			return refuse("trunk_cps", time.Second, "too many calls at once over this trunk; try again in a second")
 		}
-	}
-	if r.Direction == call.Outbound {
-		return c.mayDial(now, r)
 	}
 	return nil
 }
@@ -350,13 +387,16 @@ func (l *Lease) Left(now time.Time) (time.Duration, string) {
 		return left, why
 	}
 	for _, longest := range []time.Duration{c.cfg.MaxDuration, l.r.Longest} {
+		if l.r.Emergency {
+			break
+		}
 		if d := longest - now.Sub(l.since); longest > 0 && d < left {
 			left, why = d, "the call has lasted as long as it may"
 		}
 	}
 	var limit string
 	var percent int
-	if l.r.Direction == call.Outbound {
+	if l.r.Direction == call.Outbound && !l.r.Emergency {
 		d, ends := c.budget(now, l.r.By)
 		limit, percent = c.state(now, l.r.By)
 		if ends != "" {

@@ -140,6 +140,64 @@ func TestTrunkLimits(t *testing.T) {
 	}
 }
 
+func TestMove(t *testing.T) {
+	c := NewLimits(Limits{UserHourly: 2}, nil)
+	l, err := c.Begin(start, dial("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := dial("a")
+	to.Trunk, to.MaxCalls, to.Longest = "second", 1, time.Minute
+	if err := l.Move(start, to); err != nil {
+		t.Fatal(err)
+	}
+	if c.Calls("t") != 0 || c.Calls("second") != 1 || c.Calls("") != 1 {
+		t.Errorf("%d legs over the first trunk, %d over the second", c.Calls("t"), c.Calls("second"))
+	}
+	l.Answered(start)
+	if left, _ := l.Left(start); left != time.Minute {
+		t.Errorf("%s left, want the second trunk's minute", left)
+	}
+	other, err := c.Begin(start, dial("a"))
+	if err != nil {
+		t.Fatalf("trying a second trunk counts as a second call: %v", err)
+	}
+	var full *LimitError
+	if err := other.Move(start, to); !errors.As(err, &full) || !full.OfTrunk() {
+		t.Errorf("moved to a trunk that is full: %v", err)
+	}
+	if _, err := c.Begin(start, dial("a")); limitOf(t, err) != "user_hourly" {
+		t.Errorf("a third call: %v", err)
+	}
+	l.End(start)
+	other.End(start)
+	if c.Calls("t") != 0 || c.Calls("second") != 0 {
+		t.Error("legs are left over")
+	}
+	if l.Move(start, to) == nil {
+		t.Error("a leg that has ended moves")
+	}
+}
+
+func TestEmergencyHasNoBudget(t *testing.T) {
+	c := NewLimits(Limits{MaxCalls: 1, UserConcurrent: 1, UserMinutes: 1, MaxDuration: time.Minute}, nil)
+	first, err := c.Begin(start, dial("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Answered(start)
+	r := dial("a")
+	r.Emergency, r.Age = true, 0
+	l, err := c.Begin(start.Add(time.Hour), r)
+	if err != nil {
+		t.Fatalf("an emergency call is refused: %v", err)
+	}
+	l.Answered(start.Add(time.Hour))
+	if left, _ := l.Left(start.Add(10 * time.Hour)); left <= 0 {
+		t.Error("an emergency call is ended")
+	}
+}
+
 func TestMinutes(t *testing.T) {
 	var alarms []Alarm
 	c := NewLimits(Limits{UserMinutes: 10, MaxDailyMinutes: 30}, func(a Alarm) { alarms = append(alarms, a) })
