@@ -95,6 +95,15 @@ func (l *lines) own() []string {
 			}
 		}
 	}
+	// Whole numbers of trunks too. A prefix of inbound.numbers may reach beyond
+	// what is dispatched here, to the desk phones of a PBX.
+	for _, t := range l.trunks {
+		for _, n := range t.In.Numbers {
+			if !strings.HasSuffix(n, "*") && t.inbound() {
+				all = append(all, n)
+			}
+		}
+	}
 	return all
 }
 
