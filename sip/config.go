@@ -28,6 +28,9 @@ type Config struct {
 	// TLSCAFile holds certificates that trunks are checked against, besides the
 	// system's.
 	TLSCAFile string `yaml:"tls_ca_file"`
+	// DigestAlgorithms are those of our challenges, in their order. Some telephones
+	// look at the first alone.
+	DigestAlgorithms []string `yaml:"digest_algorithms"`
 	// ExternalIP is what trunks are told to send to: "auto" or an address.
 	ExternalIP string `yaml:"external_ip"`
 	// BindIP is the local address of the RTP sockets; empty: all of them.
@@ -101,15 +104,16 @@ type Records struct {
 // DefaultConfig returns the settings that apply where the operator is silent.
 func DefaultConfig() Config {
 	return Config{
-		Listen:     []string{"udp://0.0.0.0:5060", "tcp://0.0.0.0:5060"},
-		ExternalIP: "auto",
-		RTPPorts:   "30000-30999",
-		Block:      guard.DefaultBlock(),
-		Limits:     guard.DefaultLimits(),
-		Outbound:   Outbound{RingTimeout: time.Minute},
-		Prompts:    Prompts{Language: "en"},
-		StarCodes:  StarCodes{Mute: "*6", Hand: "*5", Help: "*1", Leave: "##"},
-		Records:    Records{MaxSize: 16 << 20, Keep: 20},
+		Listen:           []string{"udp://0.0.0.0:5060", "tcp://0.0.0.0:5060"},
+		ExternalIP:       "auto",
+		DigestAlgorithms: []string{"SHA-256", "MD5"},
+		RTPPorts:         "30000-30999",
+		Block:            guard.DefaultBlock(),
+		Limits:           guard.DefaultLimits(),
+		Outbound:         Outbound{RingTimeout: time.Minute},
+		Prompts:          Prompts{Language: "en"},
+		StarCodes:        StarCodes{Mute: "*6", Hand: "*5", Help: "*1", Leave: "##"},
+		Records:          Records{MaxSize: 16 << 20, Keep: 20},
 	}
 }
 
@@ -193,6 +197,12 @@ func (v *validator) oneOf(at, value string, list ...string) {
 func (v *validator) listeners(c Config) {
 	if len(c.Listen) == 0 {
 		v.say("sip.listen: needed, as [udp://0.0.0.0:5060]")
+	}
+	if len(c.DigestAlgorithms) == 0 {
+		v.say("sip.digest_algorithms: needed, as [SHA-256, MD5]")
+	}
+	for i, name := range c.DigestAlgorithms {
+		v.oneOf(fmt.Sprintf("sip.digest_algorithms[%d]", i), name, "SHA-256", "MD5")
 	}
 	secure := false
 	for i, l := range c.Listen {

@@ -338,6 +338,7 @@ func TestLobby(t *testing.T) {
 	p.waitAnswer()
 	close(refused)
 	p.waitEnd()
+	eventually(t, "the record is written", func() bool { return len(h.gate.Legs()) == 0 })
 	if r := h.gate.Records(ledger.Filter{Limit: 1}); len(r) == 0 || r[0].Cause != call.CauseRejected {
 		t.Errorf("%+v", r)
 	}

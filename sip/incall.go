@@ -491,10 +491,9 @@ func (s *Server) refer(ctx context.Context, d *dialog.Call, e dialog.Referred, r
 		return
 	}
 	report(100, "Trying")
-	for {
-		leg, err = s.Wait(ctx, leg.ID, leg.State)
+	for ringing := false; ; {
 		switch {
-		case err != nil, ctx.Err() != nil:
+		case ctx.Err() != nil:
 			report(500, "Server Internal Error")
 			return
 		case leg.State == call.LegAnswered || leg.State == call.LegConfirmed:
@@ -507,8 +506,13 @@ func (s *Server) refer(ctx context.Context, d *dialog.Call, e dialog.Referred, r
 			}
 			report(code, "")
 			return
-		case leg.State == call.LegRinging:
+		case leg.State == call.LegRinging && !ringing:
+			ringing = true
 			report(180, "Ringing")
+		}
+		if leg, err = s.Wait(ctx, leg.ID, leg.State); err != nil {
+			report(500, "Server Internal Error")
+			return
 		}
 	}
 }

@@ -183,7 +183,7 @@ func (c Config) media() media.Config {
 
 // dialog is the signalling part of the configuration.
 func (c Config) dialog() (dialog.Config, error) {
-	d := dialog.Config{Listen: c.Listen, UserAgent: "Trunkhall"}
+	d := dialog.Config{Listen: c.Listen, UserAgent: "Trunkhall", Algorithms: c.DigestAlgorithms}
 	if ip, err := netip.ParseAddr(c.ExternalIP); err == nil {
 		d.ExternalIP = ip
 	}

@@ -2,6 +2,7 @@ package sip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -51,6 +52,10 @@ func (s *Server) Transfer(ctx context.Context, id call.LegID, to string, headers
 		return err
 	}
 	if err := d.Refer(ctx, target, replaces, extra...); err != nil {
+		var refused *dialog.Refused
+		if errors.As(err, &refused) {
+			return &call.StatusError{Code: refused.Code, Reason: refused.Reason, Err: fmt.Errorf("transfer: %w", call.ErrUnavailable)}
+		}
 		return fmt.Errorf("transfer: %w", err)
 	}
 	for {
