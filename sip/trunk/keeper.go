@@ -190,8 +190,14 @@ func (k *keeper) failed(now time.Time, uri string, code int) {
 		k.find(uri).until = now.Add(penalty)
 		k.mu.Unlock()
 		k.kick(now)
-	case code == 401, code == 403, code == 407: // it may have forgotten who we are
-		k.kick(now)
+	case code == 401, code == 403, code == 407:
+		// It may have forgotten who we are. Whom it has refused need not ask again.
+		k.mu.Lock()
+		was := k.reg == registered
+		k.mu.Unlock()
+		if was {
+			k.kick(now)
+		}
 	}
 }
 

@@ -407,6 +407,13 @@ func TestWrongPasswordIsNotHammered(t *testing.T) {
 		if n := first.count("REGISTER"); n > 10 {
 			t.Errorf("%d attempts in an hour", n)
 		}
+		for range 60 {
+			trunks.Failed("p", one, 403)
+			time.Sleep(time.Minute)
+		}
+		if n := first.count("REGISTER"); n > 15 {
+			t.Errorf("%d attempts in two hours with calls that fail", n)
+		}
 		if n := second.count("REGISTER"); n > 0 {
 			t.Errorf("and %d at the provider's other server", n)
 		}
