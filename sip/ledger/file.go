@@ -47,6 +47,7 @@ type Ledger struct {
 	mu      sync.Mutex // guards the following fields
 	records *os.File
 	size    int64
+	torn    bool // the last line was not written to its end
 	dirty   bool // not synced
 	journal *os.File
 	jsize   int64
@@ -393,7 +394,11 @@ func (l *Ledger) write(r Record) error {
 	}
 	l.remember(r)
 	l.forget(r.End)
+	if l.torn { // the disk was full: what comes now must not be lost with it
+		line = append([]byte{'\n'}, line...)
+	}
 	n, err := l.records.Write(line)
+	l.torn = n != len(line) && (n > 0 || l.torn)
 	l.size += int64(n)
 	l.dirty = true
 	return err

@@ -329,6 +329,23 @@ func TestRubbishIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestTornLine(t *testing.T) {
+	dir := t.TempDir()
+	l := testLedger(t, Config{Dir: dir}, start)
+	if _, err := l.records.WriteString(`{"id":"ha`); err != nil { // as a full disk leaves it
+		t.Fatal(err)
+	}
+	l.torn = true
+	for _, id := range []string{"one", "two"} {
+		if err := l.Finish(aLeg(id, start, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := testLedger(t, Config{Dir: dir}, start).Records(Filter{}); len(got) != 2 {
+		t.Errorf("%d of 2 records are left behind a torn line", len(got))
+	}
+}
+
 func TestUnwritable(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
