@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -810,5 +811,54 @@ func TestTrunksByAPI(t *testing.T) {
 	}
 	if n := len(h.gate.Legs()); n != 2 {
 		t.Errorf("removing a trunk ended its calls: %d left", n)
+	}
+}
+
+// TestNothingStays makes calls of all kinds and looks at what is left of them.
+func TestNothingStays(t *testing.T) {
+	d := newDesk(t, "127.0.0.1")
+	h := newHouse(t, nil, func(c *Config) {
+		c.Trunks[0].Targets = []string{"sip:" + d.addr()}
+		c.Limits.MaxCalls, c.Limits.UserHourly = 0, 0
+		c.Dispatch[1].Action = call.DispatchAction{Type: "individual", Randomize: true}
+	})
+	d.onInvite(func(c *dialog.Call) { go drain(c); _ = c.Ring(); _ = c.Reject(486, "") })
+	one := func() {
+		t.Helper()
+		for _, to := range []string{roomNumber, menuNumber, "+4930999"} {
+			s := d.session()
+			offer, err := s.Offer()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := d.ep.Dial(context.Background(), dialog.Outgoing{To: to, From: carol, SDP: offer, Target: dialog.Target{URI: "sip:" + h.addr()}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for e := range c.Events() {
+				if _, ok := e.(dialog.Answered); ok {
+					c.Bye(16, "")
+				}
+			}
+			s.Close()
+		}
+		l, _ := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+493012345679"})
+		h.ended(l.ID)
+	}
+	gone := func() bool {
+		stats := h.gate.pool.Stats()
+		return len(h.gate.Legs()) == 0 && stats.Open == 0 && h.gate.endpoint.Stats().Calls == 0 && h.gate.bridges.Stats().Phones == 0
+	}
+	one()
+	eventually(t, "the first calls are gone", gone)
+	before := runtime.NumGoroutine()
+	for range 15 {
+		one()
+	}
+	eventually(t, "all calls are gone", gone)
+	// Rooms close a while after their last participant; transactions end by timers.
+	eventually(t, "the goroutines are gone", func() bool { return runtime.NumGoroutine() < before+40 })
+	if n := h.gate.limits.Calls(""); n != 0 {
+		t.Errorf("%d calls are still counted", n)
 	}
 }

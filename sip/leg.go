@@ -351,10 +351,15 @@ func (l *leg) run(script func() error) {
 }
 
 // finish gives everything back, in the order in which the other sides should
-// notice.
+// notice. The leg has ended then for everybody who asks; its goroutine stays until
+// the dialog has said goodbye, which takes half a minute if nobody answers.
 func (l *leg) finish() {
+	ended := time.Now()
 	if l.farewell != nil {
 		l.farewell()
+	}
+	if l.lease != nil {
+		l.lease.End(ended)
 	}
 	l.stopVoice()
 	if l.phone != nil {
@@ -366,32 +371,28 @@ func (l *leg) finish() {
 			l.log.Error("the bridge does not let the phone go")
 		}
 	}
-	l.leaveSeat()
-	stats := l.snapshot()
+	last := l.snapshot()
 	if m := l.sound.media.Swap(nil); m != nil {
 		m.Close()
 	}
-	if l.lease != nil {
-		l.lease.End(time.Now())
-	}
-	// The dialog may still be saying goodbye; its events are read to the end.
-	for l.live > 0 {
-		<-l.wake
-		l.runQueue()
-	}
-	l.work.Wait()
+	l.leaveSeat()
+	l.s.count.left(last.Stats)
 	l.update(func(now *call.Leg) {
-		now.Ended = time.Now()
-		now.Stats, now.Codec, now.SRTP = stats.Stats, stats.Codec, stats.SRTP
+		now.Ended = ended
+		now.Stats, now.Codec, now.SRTP = last.Stats, last.Codec, last.SRTP
 	})
-	l.s.count.left(stats.Stats)
 	l.enter(call.LegEnded)
-	last := l.snapshot()
+	last = l.snapshot()
 	if err := l.s.ledger.Finish(last); err != nil {
 		l.log.Error("write the call record", "err", err)
 	}
 	l.log.Info("leg ended", "cause", last.Cause, "text", last.Text, "code", last.Code, "number", numbers.Mask(last.Number), "trunk", last.Trunk)
 	l.s.forget(l)
+	for l.live > 0 {
+		<-l.wake
+		l.runQueue()
+	}
+	l.work.Wait()
 }
 
 func (l *leg) leaveSeat() {
