@@ -191,7 +191,7 @@ func (c *Call) run() {
 			close(c.events)
 			open = false
 		}
-		if c.over && len(c.out) == 0 && (!c.uac.open || stopped == nil) {
+		if c.over && len(c.out) == 0 && (!c.uac.open && c.uas.byeLater == nil || stopped == nil) {
 			break
 		}
 		if c.over && limit == nil {
@@ -206,7 +206,7 @@ func (c *Call) run() {
 			c.out = c.out[1:]
 		case <-limit: // nobody reads
 			c.out = nil
-			c.uac.open = false
+			c.uac.open, c.uas.byeLater = false, nil
 		case <-stopped:
 			stopped = nil
 			c.drain()
@@ -270,7 +270,9 @@ func (c *Call) end(ev Ended) {
 	c.state.Store(Over)
 	c.out = append(c.out, ev)
 	c.stopSession()
-	stopTimer(c.uas.resend)
+	if c.uas.byeLater == nil {
+		stopTimer(c.uas.resend)
+	}
 	c.dropOffers(errOver)
 	close(c.done)
 }
@@ -776,9 +778,18 @@ func (c *Call) hangup(cause int, text string) {
 	}
 }
 
-// hangupAnswered sends BYE. A callee waits for the ACK first if it can
-// (RFC 3261 §15): until then the caller may not know the dialog.
+// hangupAnswered sends BYE. A callee waits for the ACK first (RFC 3261 §15):
+// until then the caller may not know the dialog. A caller who has not
+// acknowledged yet does so.
 func (c *Call) hangupAnswered(hs []Header) {
+	switch {
+	case c.inbound && c.State() == Answering:
+		c.uas.byeLater = append([]Header{}, hs...)
+		return
+	case c.uac.late != 0:
+		c.ack(c.uac.late, nil)
+		c.uac.late = 0
+	}
 	c.bye(hs)
 }
 

@@ -223,14 +223,15 @@ func (e *Endpoint) authorized(m *message, lookup func(user, realm string) (strin
 }
 
 // sameURI compares the uri of credentials with the Request-URI: peers differ in
-// parameters and default ports, never in user and host.
+// parameters and default ports, and some leave the user out, never in the host.
+// A request cannot be sent twice anyway: the nonce sees to that.
 func sameURI(a, b string) bool {
 	if a == b {
 		return true
 	}
 	ua, ok1 := parseURI(a)
 	ub, ok2 := parseURI(b)
-	return ok1 && ok2 && ua.User == ub.User && strings.EqualFold(ua.Host, ub.Host)
+	return ok1 && ok2 && (ua.User == ub.User || ua.User == "") && strings.EqualFold(ua.Host, ub.Host)
 }
 
 var errNoCredentials = errors.New("the peer asks for a password and none is configured for it")

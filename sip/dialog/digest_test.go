@@ -127,6 +127,11 @@ func TestDigestRefused(t *testing.T) {
 		want("made-up nonce", ask(auth("alice", "secret", "trunkhall", "SHA-256", "bm9uY2U", "00000001")), 407, false)
 		want("no qop", ask(strings.Replace(auth("alice", "secret", "trunkhall", "MD5", md5, "00000001"), ", qop=auth", "", 1)), 407, false)
 		want("for another URI", ask(strings.Replace(auth("alice", "secret", "trunkhall", "MD5", md5, "00000001"), uri, "sip:x@192.0.2.1", 1)), 407, false)
+		want("for the host alone, as SIPp does", ask(func() string {
+			const host = "sip:192.0.2.1:5060"
+			r := digestResponse(hasher("MD5"), "alice", "trunkhall", "secret", "OPTIONS", host, md5, "00000001", "cn", "auth")
+			return fmt.Sprintf(`Digest username="alice", realm="trunkhall", nonce="%s", uri="%s", response="%s", cnonce="cn", qop=auth, nc=00000001`, md5, host, r)
+		}()), 200, false)
 		want("garbage", ask(`Digest username="alice`), 407, false)
 		want("basic", ask("Basic YWxpY2U6c2VjcmV0"), 407, false)
 		time.Sleep(2 * nonceLife)

@@ -249,7 +249,9 @@ drain:
 			break drain
 		}
 	}
-	e.stop()
+	e.mu.Lock()
+	e.stop() // under the lock: spawn looks first
+	e.mu.Unlock()
 	e.closeSockets()
 	e.mu.Lock()
 	servers := slices.Collect(maps.Values(e.server))
@@ -315,7 +317,9 @@ func (e *Endpoint) Calls() []*Call {
 	defer e.mu.Unlock()
 	calls := make([]*Call, 0, len(e.dialogs))
 	for _, c := range e.dialogs {
-		calls = append(calls, c)
+		if c.State() != Over {
+			calls = append(calls, c)
+		}
 	}
 	return calls
 }
@@ -529,8 +533,7 @@ func (e *Endpoint) request(m *message, problem *fault) {
 			return // nobody could match the answer
 		}
 		if !e.ours(m) {
-			if v := e.handler.Trunk(view(m)); v.Action == Drop {
-				e.counters.dropped.Add(1)
+			if e.verdict(m, view(m)).Action == Drop {
 				return
 			}
 		}
@@ -557,6 +560,7 @@ func (e *Endpoint) request(m *message, problem *fault) {
 			e.handler.Bad(m.flow.remote, "dialog")
 			e.strange(m, &fault{481, "Call/Transaction Does Not Exist"})
 		default:
+			m.flow.trust()
 			t := e.newServer(m)
 			if t == nil {
 				return
@@ -631,11 +635,23 @@ func (e *Endpoint) ours(m *message) bool {
 // strange answers a request outside of any dialog with f, unless the handler
 // would rather be silent.
 func (e *Endpoint) strange(m *message, f *fault) {
-	if v := e.handler.Trunk(view(m)); v.Action == Drop {
-		e.counters.dropped.Add(1)
+	if e.verdict(m, view(m)).Action == Drop {
 		return
 	}
 	e.refuse(m, f)
+}
+
+// verdict asks the handler. A connection of somebody who is not to be answered is
+// closed.
+func (e *Endpoint) verdict(m *message, r *Request) Verdict {
+	v := e.handler.Trunk(r)
+	if v.Action == Drop {
+		e.counters.dropped.Add(1)
+		if c := m.flow.conn; c != nil && !c.client && !c.trusted.Load() {
+			c.close()
+		}
+	}
+	return v
 }
 
 // refuse answers m with f, through a transaction so that repeats are absorbed.
@@ -717,13 +733,12 @@ func (e *Endpoint) outside(m *message) {
 		e.strange(m, &fault{405, "Method Not Allowed"})
 		return
 	}
-	v := e.handler.Trunk(r)
+	v := e.verdict(m, r)
 	if _, sips := cutPrefixFold(m.uri, "sips:"); sips && v.Action != Drop && m.flow.network != "tls" && m.flow.network != "wss" {
 		v = Verdict{Action: Refuse, Code: 403, Reason: "SIPS Needs TLS"} // RFC 5630 §5.3: never in the clear
 	}
 	switch v.Action {
 	case Drop:
-		e.counters.dropped.Add(1)
 		return
 	case Refuse:
 		t := e.newServer(m)
@@ -750,11 +765,13 @@ func (e *Endpoint) outside(m *message) {
 			return
 		}
 		r.Digest, r.Trunk = user, trunk
+		m.flow.trust()
 		if v.CallOptions != nil {
 			v.Options = v.CallOptions(trunk)
 		}
 	case Accept:
 		r.Trunk = v.Trunk
+		m.flow.trust()
 	}
 	t := e.newServer(m)
 	if t == nil {

@@ -140,7 +140,8 @@ func cleanHeader(h Header) error {
 //
 // A message that breaks the rules comes back with a *fault, with as much read as
 // possible so that it can be answered; on a stream nothing after it can be
-// trusted. errIncomplete asks for more of a stream.
+// trusted. errIncomplete asks for more of a stream; n is then what may be dropped
+// or, if it is more than there is, how much there must be.
 func scan(data []byte, stream bool, max int) (m *message, n int, err error) {
 	m = &message{}
 	pos := 0
@@ -245,7 +246,7 @@ func scan(data []byte, stream bool, max int) (m *message, n int, err error) {
 		}
 		if int(v) > size {
 			if stream && problem == nil {
-				return nil, 0, errIncomplete
+				return nil, pos + int(v), errIncomplete
 			}
 			note(bad("Body Shorter Than Content-Length"))
 			break

@@ -118,8 +118,17 @@ type conn struct {
 	ws     bool
 	client bool // we opened it: WebSocket frames are masked
 	closed atomic.Bool
+	// trusted is set by the first request that was accepted. Until then the
+	// connection is not waited for: strangers cannot hold the places of others.
+	trusted atomic.Bool
 
 	mu sync.Mutex // serialises writes
+}
+
+func (f *flow) trust() {
+	if f.conn != nil {
+		f.conn.trusted.Store(true)
+	}
 }
 
 const writeTimeout = 5 * time.Second
@@ -273,14 +282,14 @@ func (e *Endpoint) openConn(ctx context.Context, h Hop) (*flow, error) {
 func (c *conn) read() {
 	defer c.close()
 	buf := make([]byte, 0, 4096)
-	first := true
+	need := 0           // bytes in buf before it is worth another look
 	var begun time.Time // the first byte of the message in buf
 	for {
 		until := time.Now().Add(c.e.cfg.IdleTimeout)
 		switch {
 		case len(buf) == 0:
 			begun = time.Time{}
-			if first && !c.client {
+			if !c.client && !c.trusted.Load() {
 				until = time.Now().Add(c.e.cfg.ReadTimeout)
 			}
 		default:
@@ -297,21 +306,25 @@ func (c *conn) read() {
 			}
 			return
 		}
-		for {
+		for len(buf) >= need {
 			if n := c.keepAlive(buf); n > 0 {
 				buf = buf[n:]
-				first = false
 			}
 			if len(buf) == 0 {
 				break
 			}
+			if len(buf) < c.e.cfg.MaxMessage && !headEnds(buf) {
+				break // the header is not whole: nothing to read yet
+			}
 			m, n, err := scan(buf, true, c.e.cfg.MaxMessage)
 			if errors.Is(err, errIncomplete) {
-				buf = buf[n:]
+				if need = n; n <= len(buf) {
+					buf, need = buf[n:], 0
+				}
 				break
 			}
-			first, begun = false, time.Time{}
-			if c.e.stopping() {
+			need, begun = 0, time.Time{}
+			if c.e.stopping() || !c.e.handler.Screen(c.flow.remote, c.flow.network) {
 				return
 			}
 			c.e.receive(m, err, c.flow)
@@ -324,6 +337,11 @@ func (c *conn) read() {
 			buf = make([]byte, 0, 4096)
 		}
 	}
+}
+
+// headEnds says whether the empty line after the header is there.
+func headEnds(buf []byte) bool {
+	return bytes.Contains(buf, []byte("\n\r\n")) || bytes.Contains(buf, []byte("\n\n"))
 }
 
 var errIdle = errors.New("idle")

@@ -28,6 +28,7 @@ type uasState struct {
 	every     time.Duration
 	deadline  *time.Timer
 	onAck     func(error)
+	byeLater  []Header // not nil: hung up before the ACK came, which BYE waits for
 }
 
 // A reliable is a provisional answer that waits for its PRACK (RFC 3262 §3).
@@ -327,7 +328,7 @@ func (c *Call) repeat200(t *serverTx, data []byte, seq uint32) {
 	every := c.e.timers.t1
 	var again func()
 	again = func() {
-		if c.over || !c.offers.wantAck || c.offers.ackSeq != seq {
+		if c.over && c.uas.byeLater == nil || !c.offers.wantAck || c.offers.ackSeq != seq {
 			return
 		}
 		_ = t.flow.send(data)
@@ -336,6 +337,10 @@ func (c *Call) repeat200(t *serverTx, data []byte, seq uint32) {
 	}
 	c.uas.resend = c.after(every, again)
 	c.uas.deadline = c.after(64*c.e.timers.t1, func() {
+		if c.uas.byeLater != nil {
+			c.byeNow()
+			return
+		}
 		if c.over || !c.offers.wantAck || c.offers.ackSeq != seq {
 			return
 		}
@@ -344,6 +349,14 @@ func (c *Call) repeat200(t *serverTx, data []byte, seq uint32) {
 		c.report200(errors.New("the answer was never acknowledged"))
 		c.end(Ended{Code: 200, Reason: "no ACK", Timeout: true, ByUs: true, Cause: EndNoAck})
 	})
+}
+
+// byeNow sends the BYE that has waited for the ACK.
+func (c *Call) byeNow() {
+	c.bye(c.uas.byeLater)
+	c.uas.byeLater = nil
+	stopTimer(c.uas.resend)
+	stopTimer(c.uas.deadline)
 }
 
 func (c *Call) report200(err error) {
@@ -355,7 +368,15 @@ func (c *Call) report200(err error) {
 
 // ackCame takes the ACK to a 200 of ours.
 func (c *Call) ackCame(m *message) {
-	if c.over || !c.offers.wantAck || m.seq != c.offers.ackSeq {
+	if !c.offers.wantAck || m.seq != c.offers.ackSeq {
+		return
+	}
+	if c.uas.byeLater != nil {
+		c.offers.wantAck = false
+		c.heard(m)
+		c.byeNow()
+	}
+	if c.over {
 		return
 	}
 	c.offers.wantAck = false
@@ -474,6 +495,7 @@ func (c *Call) requestCame(t *serverTx) {
 	m := t.req
 	if c.over {
 		if m.method == "BYE" { // ours and theirs have crossed
+			c.uas.byeLater = nil
 			t.respond(c.e.answer(t, 200, "OK"))
 			return
 		}

@@ -429,6 +429,33 @@ func TestOutsideDialog(t *testing.T) {
 	})
 }
 
+// RFC 3261 §15: no BYE of the callee before the ACK.
+func TestHangUpBeforeACK(t *testing.T) {
+	bubble(t, func(t *testing.T, s *side, p *phone) {
+		pc := p.invite(phoneSDP)
+		c := <-s.calls
+		go func() { _ = c.Answer(context.Background(), []byte("v=0\r\n")) }()
+		pc.answered(p.status(200))
+		c.Bye(16, "")
+		finish(t, c)
+		p.status(200) // still repeated
+		p.ack(pc, "")
+		p.answer(p.request("BYE"), 200, "")
+		// And one that is never acknowledged.
+		p.invite(phoneSDP)
+		c = <-s.calls
+		go func() { _ = c.Answer(context.Background(), []byte("v=0\r\n")) }()
+		p.status(200)
+		began := time.Now()
+		c.Bye(16, "")
+		finish(t, c)
+		p.answer(p.request("BYE"), 200, "")
+		if d := time.Since(began); d < 31*time.Second || d > 33*time.Second {
+			t.Errorf("BYE after %v", d)
+		}
+	})
+}
+
 // T-SIPTLS-01: a secure URI over an open transport.
 func TestSIPSNeedsTLS(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
