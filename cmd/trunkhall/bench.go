@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"github.com/trunkhall/trunkhall/sfu/bench"
+	sipbench "github.com/trunkhall/trunkhall/sip/bench"
 )
 
 // benchmark measures this machine; the figures mean something only beside each
-// other. The parts sfu-server and sfu-load are its own child processes.
+// other. The parts sfu-... and sip-... are its own child processes.
 func benchmark(ctx context.Context, e env) error {
 	if len(e.args) > 0 {
 		switch part := e.args[0]; {
@@ -21,13 +22,17 @@ func benchmark(ctx context.Context, e env) error {
 		case part == "sfu-load" && len(e.args) == 3:
 			return bench.Load(e.args[1], e.args[2], e.stdin, e.stdout)
 		}
+		if part, ok := sipBenchPart(e); ok {
+			return part()
+		}
 	}
-	fs := e.flags("bench", "bench sfu|homeserver [flags]\n\n"+
+	fs := e.flags("bench", "bench sfu|homeserver|sip [flags]\n\n"+
 		"sfu measures what forwarding a packet costs, beside a plain fan-out of the same\n"+
-		"WebRTC library; homeserver measures messages, syncs, start and memory.")
+		"WebRTC library; homeserver measures messages, syncs, start and memory; sip measures\n"+
+		"telephones, beside the encoding of one frame to Opus (it needs the program sipp).")
 	asJSON := fs.Bool("json", false, "print one line of JSON")
-	rounds := fs.Int("rounds", 5, "how many rounds of the sfu bench; the figures are medians")
-	measured := fs.Duration("measure", 8*time.Second, "how long each run of the sfu bench counts")
+	rounds := fs.Int("rounds", 5, "how many rounds of the sfu bench; the figures are medians. The sip bench has 3 at most")
+	measured := fs.Duration("measure", 8*time.Second, "how long each run of the sfu or sip bench counts")
 	what := ""
 	if len(e.args) > 0 && e.args[0] != "" && e.args[0][0] != '-' {
 		what, e.args = e.args[0], e.args[1:]
@@ -58,6 +63,13 @@ func benchmark(ctx context.Context, e env) error {
 		result = res
 		if err == nil && !*asJSON {
 			printHomeserverBench(e.stdout, res)
+		}
+	case "sip":
+		var res sipbench.Result
+		res, err = benchSIP(ctx, exe, *rounds, *measured, e.stderr)
+		result = res
+		if err == nil && !*asJSON {
+			printSIPBench(e.stdout, res)
 		}
 	default:
 		fs.Usage()
