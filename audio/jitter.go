@@ -109,9 +109,10 @@ type jitterPacket struct {
 // NewJitter returns an empty jitter buffer.
 func NewJitter(cfg JitterConfig) *Jitter {
 	j := &Jitter{cfg: cfg, frame: int64(cfg.Clock / 50), queue: make([]jitterPacket, 0, jitterSlots)}
-	slots := j.queue[:jitterSlots]
+	const usual = 200 // octets; longer payloads get buffers of their own
+	slots, block := j.queue[:jitterSlots], make([]byte, jitterSlots*usual)
 	for i := range slots {
-		slots[i].payload = make([]byte, 0, 200)
+		slots[i].payload = block[i*usual : i*usual : (i+1)*usual]
 	}
 	j.target = j.units(cfg.Min)
 	return j

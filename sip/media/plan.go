@@ -23,9 +23,23 @@ const (
 
 // format is what a payload type means to us.
 type format struct {
+	number  uint8
 	content content
 	codec   audio.Codec // of voice
 	clock   int         // of events
+}
+
+// formats are the payload types that were agreed on: a handful.
+type formats []format
+
+// of returns what a payload type means.
+func (list formats) of(number uint8) format {
+	for i := range list {
+		if list[i].number == number {
+			return list[i]
+		}
+	}
+	return format{}
 }
 
 // Payload types in our offers, as most telephones use them.
@@ -73,7 +87,7 @@ type plan struct {
 	line    int    // which media line of the description is the audio
 	profile string // RTP/AVP, ...
 	codec   audio.Codec
-	accept  [128]format           // what we understand
+	accept  formats               // what we understand
 	send    map[audio.Codec]uint8 // payload types the other side understands
 	eventPT uint8                 // telephone events they understand; zero if none
 	event   payload
@@ -146,7 +160,7 @@ func (p *plan) chooseCodecs(list []payload, ours []audio.Codec, all bool) error 
 		p.send = map[audio.Codec]uint8{p.codec: p.send[p.codec]}
 	}
 	for c, number := range p.send {
-		p.accept[number] = format{content: voice, codec: c}
+		p.accept = append(p.accept, format{number: number, content: voice, codec: c})
 	}
 	for _, f := range list {
 		switch f.name {
@@ -154,13 +168,13 @@ func (p *plan) chooseCodecs(list []payload, ours []audio.Codec, all bool) error 
 			if f.clock != 8000 && f.clock != 48000 {
 				continue
 			}
-			p.accept[f.number] = format{content: event, clock: f.clock}
+			p.accept = append(p.accept, format{number: f.number, content: event, clock: f.clock})
 			if p.eventPT == 0 || f.clock == p.codec.Clock() && p.event.clock != f.clock {
 				p.eventPT, p.event = f.number, f
 			}
 		case "cn":
 			if p.codec.Clock() == 8000 && f.clock == 8000 {
-				p.accept[f.number] = format{content: noise}
+				p.accept = append(p.accept, format{number: f.number, content: noise})
 				p.hasCN, p.cn = true, f.number
 			}
 		}

@@ -29,10 +29,10 @@ const (
 type receiver struct {
 	latch  latch
 	codec  audio.Codec
-	accept [128]format
+	accept formats
 	mux    bool
-	wanted bool // we take sound: no hold of ours
-	sound  *audio.Receiver
+	wanted bool            // we take sound: no hold of ours
+	sound  *audio.Receiver // nil until something comes
 
 	events   audio.EventReceiver
 	typing   flow
@@ -64,7 +64,6 @@ type receiver struct {
 
 // prepared is what a new plan needs.
 type prepared struct {
-	sound    *audio.Receiver
 	detector *audio.Detector
 	open     *srtp.Context
 }
@@ -84,12 +83,6 @@ const shortestDelay = 20 * time.Millisecond
 
 // prepare does everything about a new plan that can fail.
 func (in *receiver) prepare(p, before *plan) (out prepared, err error) {
-	out.sound = in.sound
-	if in.codec != p.codec {
-		if out.sound, err = newSound(p.codec); err != nil {
-			return out, err
-		}
-	}
 	if p.eventPT == 0 {
 		if out.detector = in.detector; out.detector == nil || in.codec.Rate() != p.codec.Rate() {
 			out.detector = audio.NewDetector(p.codec.Rate())
@@ -106,7 +99,10 @@ func (in *receiver) prepare(p, before *plan) (out prepared, err error) {
 
 // adopt puts a plan into effect.
 func (in *receiver) adopt(next prepared, p *plan) {
-	in.sound, in.detector = next.sound, next.detector
+	in.detector = next.detector
+	if in.codec != p.codec {
+		in.sound = nil
+	}
 	in.codec, in.accept, in.mux, in.wanted = p.codec, p.accept, p.mux, p.ours.receive
 	in.track.clock = p.codec.Clock()
 	if in.events.Clock != p.event.clock {
@@ -127,9 +123,8 @@ func (in *receiver) adopt(next prepared, p *plan) {
 	default:
 		in.secure, in.open, in.openRTCP = false, nil, nil
 	}
-	if in.plain == nil {
+	if in.secure && in.plain == nil {
 		in.plain = make([]byte, readRoom)
-		in.typing = flow{rate: digitRate, size: digitSize}
 	}
 }
 
@@ -208,7 +203,7 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 		in.broken++
 		return
 	}
-	f := in.accept[p.PayloadType]
+	f := in.accept.of(p.PayloadType)
 	if from != in.latch.source && !in.latch.allowed(from.Addr()) {
 		in.latch.strangers++
 		return
@@ -250,6 +245,13 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 	if !in.wanted {
 		return
 	}
+	if in.sound == nil {
+		var err error
+		if in.sound, err = newSound(in.codec); err != nil {
+			s.log.Warn("sip media: decoder", "codec", string(in.codec), "err", err)
+			return
+		}
+	}
 	switch f.content {
 	case voice:
 		p.PayloadType = voiceType
@@ -285,10 +287,6 @@ func (s *Session) follow(f format) format {
 	if in.strange++; in.strange < foreignPackets {
 		return format{}
 	}
-	sound, err := newSound(f.codec)
-	if err != nil {
-		return format{}
-	}
 	if err := s.out.change(f.codec); err != nil {
 		s.log.Warn("sip media: codec", "codec", string(f.codec), "err", err)
 		return format{}
@@ -296,7 +294,7 @@ func (s *Session) follow(f format) format {
 	if in.detector != nil && f.codec.Rate() != in.codec.Rate() {
 		in.detector = audio.NewDetector(f.codec.Rate())
 	}
-	in.codec, in.sound, in.foreign, in.strange = f.codec, sound, "", 0
+	in.codec, in.sound, in.foreign, in.strange = f.codec, nil, "", 0
 	in.track.clock = f.codec.Clock()
 	next := *s.plan
 	next.codec = f.codec

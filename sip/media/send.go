@@ -65,15 +65,14 @@ type sender struct {
 	toneFor int // ticks
 	sound   []int16
 
-	secure     bool // nothing goes out without keys
-	seal       *srtp.Context
-	sealRTCP   *srtp.Context
-	contexts   map[srtp.ProtectionProfile]*srtp.Context // one for each of our keys: its counters must go on
-	head       rtp.Header
-	headRTCP   rtcp.Header
-	buf        [sendRoom]byte
-	sealed     [sendRoom + 64]byte
-	sealedRTCP [sendRoom + 64]byte
+	secure   bool // nothing goes out without keys
+	seal     *srtp.Context
+	sealRTCP *srtp.Context
+	contexts map[srtp.ProtectionProfile]*srtp.Context // one for each of our keys: its counters must go on
+	head     rtp.Header
+	headRTCP rtcp.Header
+	buf      [sendRoom]byte
+	sealed   []byte // room for a packet that is encrypted
 
 	copied forwarding
 }
@@ -128,6 +127,9 @@ func (o *sender) apply(p *plan) error {
 		}
 	default:
 		o.secure, o.seal, o.sealRTCP = false, nil, nil
+	}
+	if o.secure && o.sealed == nil {
+		o.sealed = make([]byte, sendRoom+64)
 	}
 	return nil
 }
@@ -385,7 +387,7 @@ func (o *sender) report(b []byte) {
 	}
 	if o.secure {
 		var err error
-		if b, err = o.sealRTCP.EncryptRTCP(o.sealedRTCP[:0], b, &o.headRTCP); err != nil {
+		if b, err = o.sealRTCP.EncryptRTCP(o.sealed[:0], b, &o.headRTCP); err != nil {
 			o.failed++
 			return
 		}

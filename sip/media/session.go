@@ -82,7 +82,7 @@ func (p *Pool) Open(o Options) (*Session, error) {
 		port: rtp.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
 		id:   rand.Uint64() >> 2, keys: map[srtp.ProtectionProfile]cryptoKey{},
 	}
-	s.in.latch.sources = o.Sources
+	s.in.latch.sources, s.in.typing = o.Sources, flow{rate: digitRate, size: digitSize}
 	s.in.found = func(digit byte) { s.in.digits = append(s.in.digits, digit) }
 	s.out.start(rtp, rtcp)
 	p.sessions[s] = struct{}{}
@@ -424,13 +424,13 @@ func (s *Session) planAccept(d *description, offered localMedia) (*plan, error) 
 	}
 	// Some answer with numbers of their own and still send ours.
 	for c := range p.send {
-		if number := offered.numbers[c]; p.accept[number].content == nothing {
-			p.accept[number] = format{content: voice, codec: c}
+		if number := offered.numbers[c]; p.accept.of(number).content == nothing {
+			p.accept = append(p.accept, format{number: number, content: voice, codec: c})
 		}
 	}
 	for _, e := range offered.events {
-		if p.eventPT != 0 && p.accept[e.number].content == nothing {
-			p.accept[e.number] = format{content: event, clock: e.clock}
+		if p.eventPT != 0 && p.accept.of(e.number).content == nothing {
+			p.accept = append(p.accept, format{number: e.number, content: event, clock: e.clock})
 		}
 	}
 	if err := p.chooseAddress(m, s.opts.Sources, s.pool.owns); err != nil {
