@@ -335,7 +335,11 @@ func (s *Server) ExplainFor(ctx context.Context, typed, trunkID, by, roomID stri
 			e.step("limits", "ok", t.ID, "nothing is used up")
 			continue
 		}
-		e.step("limits", "refuse", t.ID, "%s", reasonOf(err))
+		name := ""
+		if limit := new(guard.LimitError); errors.As(err, &limit) {
+			name = " (" + limit.Limit + ")"
+		}
+		e.step("limits", "refuse", t.ID, "%s%s", reasonOf(err), name)
 		if i == 0 {
 			e.refuse(reasonLimit, reasonOf(err))
 		}
