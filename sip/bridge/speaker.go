@@ -39,10 +39,10 @@ type speaker struct {
 	from   call.Identity
 
 	mu      sync.Mutex // guards waiting; WriteRTP is on the packet path
-	waiting [waitingPackets]waitingPacket
-	count   int
+	waiting *batch
 
 	// The rest belongs to the bridge's goroutine.
+	taken    *batch // to be exchanged for waiting
 	jitter   *audio.Jitter
 	voices   [2]*voice
 	buffered int  // sound in each voice, in ticks of 48 kHz
@@ -52,6 +52,12 @@ type speaker struct {
 	silent   bool
 	packet   rtp.Packet
 	plain    []byte
+}
+
+// A batch is what came between two frames.
+type batch struct {
+	packets [waitingPackets]waitingPacket
+	count   int
 }
 
 type waitingPacket struct {
@@ -74,6 +80,7 @@ func newSpeaker(b *bridge, t sfu.TapTrack) *speaker {
 	return &speaker{
 		input:  input{sid: t.Track.SID, secret: t.Track.Encryption != sfu.EncryptionNone},
 		bridge: b, from: t.Identity,
+		waiting: new(batch), taken: new(batch),
 		jitter: audio.NewJitter(audio.JitterConfig{Clock: opusClock, Min: minDelay, Max: maxDelay}),
 		silent: true,
 	}
@@ -84,11 +91,11 @@ func (s *speaker) WriteRTP(p *rtp.Packet, level uint8, hasLevel bool) {
 	now := s.bridge.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.count == len(s.waiting) {
+	if s.waiting.count == waitingPackets {
 		return // the bridge stands still
 	}
-	w := &s.waiting[s.count]
-	s.count++
+	w := &s.waiting.packets[s.waiting.count]
+	s.waiting.count++
 	w.at, w.level, w.hasLevel = now, level&0x7f, hasLevel
 	w.header = rtp.Header{
 		Version: 2, Marker: p.Marker, PayloadType: p.PayloadType, SSRC: p.SSRC,
@@ -104,9 +111,10 @@ func (s *speaker) Close() { s.bridge.post(func() { s.bridge.closed(s) }) }
 func (s *speaker) drain() {
 	s.score = max(s.score-scoreFall, 0)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.waiting[:s.count] {
-		w := &s.waiting[i]
+	s.waiting, s.taken = s.taken, s.waiting
+	s.mu.Unlock()
+	for i := range s.taken.packets[:s.taken.count] {
+		w := &s.taken.packets[i]
 		if w.hasLevel {
 			s.levelled = true
 			s.score = max(s.score, 8*(127-int(w.level)))
@@ -128,7 +136,7 @@ func (s *speaker) drain() {
 		s.packet.Header, s.packet.Payload = w.header, payload
 		s.jitter.Push(&s.packet, content, audio.Opus.Ticks(payload), w.at)
 	}
-	s.count = 0
+	s.taken.count = 0
 }
 
 // choose marks the speakers to be decoded: the loudest, with hysteresis.
