@@ -53,6 +53,11 @@ func (l *leg) join(status string) bool {
 		},
 	}
 	seat := *l.seat
+	for _, metadata := range []string{l.rule.Action.Metadata, l.trunk.Metadata} {
+		if seat.Grant.Metadata == "" {
+			seat.Grant.Metadata = metadata
+		}
+	}
 	phone, err := await(l, joinLimit, func(ctx context.Context) (*bridge.Phone, error) {
 		return l.s.bridges.Join(ctx, seat, o)
 	})

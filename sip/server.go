@@ -39,7 +39,7 @@ const (
 	// drainLimit bounds how long a stopping gateway waits for its goodbyes.
 	drainLimit = 5 * time.Second
 	// aliveEvery is how often the ledger notes that open calls are alive.
-	aliveEvery = 30 * time.Second
+	aliveEvery = 10 * time.Second
 )
 
 // errGone is the error of methods for a leg that is not there any more.
