@@ -193,7 +193,7 @@ func TestLift(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	b := testBans(func(c *Block) { c.BanAfter = 1 })
-	for i := range 3 * maxHosts {
+	for i := range maxHosts + 5000 {
 		ip := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 		b.Allow(start, ip)
 		b.Bad(start, ip, "no trunk")

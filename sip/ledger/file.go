@@ -31,8 +31,8 @@ const (
 // journal is not synced: it is for a death of the program, not of the machine.
 const syncEvery = time.Second
 
-// maxJournal is the size at which the journal is written anew, shorter.
-const maxJournal = 1 << 20
+// longJournal is the size at which the journal is written anew, shorter.
+const longJournal = 1 << 20
 
 // maxLine bounds what is read back; no record of ours comes near.
 const maxLine = 1 << 16
@@ -51,6 +51,7 @@ type Ledger struct {
 	dirty   bool // not synced
 	journal *os.File
 	jsize   int64
+	long    int64 // longJournal, but for tests
 	open    map[string]Record
 	recent  []Record                            // the latest last
 	days    map[string]map[string]time.Duration // UTC hour, user: outbound time by when it was answered
@@ -78,7 +79,7 @@ func Open(cfg Config, now time.Time, log *slog.Logger) (*Ledger, error) {
 		cfg.Recent = 1000
 	}
 	l := &Ledger{
-		cfg: cfg, log: log, stop: make(chan struct{}),
+		cfg: cfg, log: log, stop: make(chan struct{}), long: longJournal,
 		open: make(map[string]Record), days: make(map[string]map[string]time.Duration),
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
@@ -329,7 +330,7 @@ func (l *Ledger) note(e entry) error {
 	}
 	n, err := l.journal.Write(append(line, '\n'))
 	l.jsize += int64(n)
-	if err == nil && l.jsize > maxJournal && l.jsize > int64(4096*len(l.open)) {
+	if err == nil && l.jsize > l.long && l.jsize > int64(4096*len(l.open)) {
 		err = l.rewriteJournal(e.At)
 	}
 	return err
