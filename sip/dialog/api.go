@@ -103,6 +103,8 @@ type Verdict struct {
 	Trunk string
 	// Lookup finds the password of a user and the trunk that this user is.
 	Lookup func(username, realm string) (password, trunk string, ok bool)
+	// Algorithms override Config.Algorithms for a Challenge.
+	Algorithms []string
 	// Code, Reason and Headers answer a refused request, or an accepted one that
 	// is no INVITE (0: 200 for OPTIONS, 405 for the others).
 	Code    int
@@ -270,6 +272,9 @@ type Outgoing struct {
 	Options CallOptions
 	// Ringing is how long it may ring before it is cancelled; 0: 3 minutes.
 	Ringing time.Duration
+	// Silence is how long a hop may say nothing at all, not even 100, before it
+	// counts as failed; 0: 64*T1 at the last one, 10*T1 while others remain.
+	Silence time.Duration
 	// Replaces makes an attended transfer (RFC 3891).
 	Replaces string
 	// ReferredBy is sent if the call was asked for by REFER.

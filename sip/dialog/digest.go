@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"hash"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -153,15 +154,14 @@ func (n *nonces) check(nonce string, src netip.Addr, algorithm string, nc uint64
 }
 
 // challenge makes the fields that ask for credentials, the best first (RFC 8760
-// §2.3). A nonce is good for its own algorithm only: what is not offered is not
-// taken. REGISTER is asked as a registrar does, everything else as a
+// §2.3). A nonce is good for its own algorithm only. REGISTER is asked as a registrar does, everything else as a
 // proxy, which is what gateways look like to trunks.
-func (e *Endpoint) challenge(method string, stale bool, src netip.Addr) (hs []Header) {
+func (e *Endpoint) challenge(method string, stale bool, src netip.Addr, algorithms []string) (hs []Header) {
 	name := "Proxy-Authenticate"
 	if method == "REGISTER" {
 		name = "WWW-Authenticate"
 	}
-	for _, algorithm := range e.cfg.Algorithms {
+	for _, algorithm := range algorithms {
 		v := fmt.Sprintf(`Digest realm=%s, nonce="%s", algorithm=%s, qop="auth"`, quote(e.cfg.Realm), e.nonces.make(src, algorithm), algorithm)
 		if stale {
 			v += ", stale=true"
@@ -173,7 +173,7 @@ func (e *Endpoint) challenge(method string, stale bool, src netip.Addr) (hs []He
 
 // authorized checks the credentials of m. A wrong user costs as much time and
 // gets the same answer as a wrong password.
-func (e *Endpoint) authorized(m *message, lookup func(user, realm string) (string, string, bool)) (user, trunk string, stale, ok bool) {
+func (e *Endpoint) authorized(m *message, lookup func(user, realm string) (string, string, bool), algorithms []string) (user, trunk string, stale, ok bool) {
 	given := append(m.all("Authorization"), m.all("Proxy-Authorization")...)
 	if len(given) == 0 || lookup == nil {
 		return "", "", false, false
@@ -187,6 +187,13 @@ func (e *Endpoint) authorized(m *message, lookup func(user, realm string) (strin
 		}
 		tried = true
 		new := hasher(c["algorithm"])
+		algorithm := c["algorithm"]
+		if algorithm == "" {
+			algorithm = "MD5"
+		}
+		if !slices.ContainsFunc(algorithms, func(a string) bool { return strings.EqualFold(a, algorithm) }) {
+			continue // not asked for: no downgrade
+		}
 		if new == nil || c["qop"] != "auth" || len(c["nc"]) != 8 || c["cnonce"] == "" || !sameURI(c["uri"], m.uri) {
 			continue
 		}
@@ -202,10 +209,6 @@ func (e *Endpoint) authorized(m *message, lookup func(user, realm string) (strin
 		good := subtle.ConstantTimeCompare([]byte(want), []byte(strings.ToLower(c["response"]))) == 1
 		if !good || !found {
 			continue
-		}
-		algorithm := c["algorithm"]
-		if algorithm == "" {
-			algorithm = "MD5"
 		}
 		// Only after the response is right: a stranger cannot use up nonces.
 		ours, old := e.nonces.check(c["nonce"], src.Addr(), algorithm, nc)

@@ -145,6 +145,32 @@ func TestDigestRefused(t *testing.T) {
 	}, asking)
 }
 
+// A line that is asked for SHA-256 alone does not get in with MD5.
+func TestDigestAlgorithms(t *testing.T) {
+	bubble(t, func(t *testing.T, s *side, p *phone) {
+		pc := &phoneCall{id: "alg", tag: "1", to: "<sip:+4930123@192.0.2.1>", seq: 1}
+		p.send(pc, "OPTIONS", "")
+		m := p.status(407)
+		cs := m.all("Proxy-Authenticate")
+		if len(cs) != 1 || !strings.Contains(cs[0], "SHA-256") {
+			t.Fatalf("challenged with %q", cs)
+		}
+		nonce := s.nonces.make(netip.MustParseAddr("192.0.2.2"), "MD5")
+		const uri = "sip:+4930123@192.0.2.1"
+		r := digestResponse(hasher("MD5"), "alice", "trunkhall", "secret", "OPTIONS", uri, nonce, "00000001", "cn", "auth")
+		pc.seq++
+		p.send(pc, "OPTIONS", "", fmt.Sprintf(`Proxy-Authorization: Digest username="alice", realm="trunkhall", nonce="%s", uri="%s", response="%s", cnonce="cn", qop=auth, nc=00000001`, nonce, uri, r))
+		p.status(407)
+	}, asking, func(_ *Config, d *desk) {
+		ask := d.verdict
+		d.verdict = func(r *Request) Verdict {
+			v := ask(r)
+			v.Algorithms = []string{"SHA-256"}
+			return v
+		}
+	})
+}
+
 func TestNonceBoundToAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNonces([]byte("k"))

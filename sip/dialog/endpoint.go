@@ -751,7 +751,11 @@ func (e *Endpoint) outside(m *message) {
 		t.respond(e.answer(t, v.Code, v.Reason, v.Headers...))
 		return
 	case Challenge:
-		user, trunk, stale, ok := e.authorized(m, v.Lookup)
+		algorithms := v.Algorithms
+		if len(algorithms) == 0 {
+			algorithms = e.cfg.Algorithms
+		}
+		user, trunk, stale, ok := e.authorized(m, v.Lookup, algorithms)
 		if !ok {
 			t := e.newServer(m)
 			if t == nil {
@@ -761,7 +765,7 @@ func (e *Endpoint) outside(m *message) {
 			if m.method == "REGISTER" {
 				code, reason = 401, "Unauthorized"
 			}
-			t.respond(e.answer(t, code, reason, e.challenge(m.method, stale, m.flow.remote.Addr())...))
+			t.respond(e.answer(t, code, reason, e.challenge(m.method, stale, m.flow.remote.Addr(), algorithms)...))
 			return
 		}
 		r.Digest, r.Trunk = user, trunk

@@ -286,16 +286,19 @@ func (c *Call) invite(f *flow) {
 			c.reap(res)
 		}
 	})
-	if len(u.hops) > 0 {
-		// While there are others, one that says nothing at all is given up early.
-		c.uac.patience = c.after(10*c.e.timers.t1, func() {
+	silence := o.Silence
+	if len(u.hops) > 0 && silence == 0 {
+		silence = 10 * c.e.timers.t1
+	}
+	if silence > 0 {
+		c.uac.patience = c.after(silence, func() {
 			if n == u.attempt && u.open && !u.anything && !c.over {
-				c.e.log.Info("sip: no answer, trying the next address", "call_id", c.callID, "hop", u.hop.String())
+				c.e.log.Info("sip: an address does not answer", "call_id", c.callID, "hop", u.hop.String())
 				c.e.punish(u.hop)
 				if t := c.inviteTx(); t != nil {
 					t.stop()
 				}
-				c.tryHop(Ended{Code: 408, Timeout: true, Cause: EndTimeout})
+				c.tryHop(Ended{Code: 408, Reason: "no answer from " + u.hop.String(), Timeout: true, Cause: EndTimeout})
 			}
 		})
 	}

@@ -671,6 +671,65 @@ func TestNAT(t *testing.T) {
 	})
 }
 
+// Two phones answer before anything of ours can have reached them.
+func TestTwoAnswersAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, s *side, p *phone) {
+		c, inv := p.called(s)
+		p.answer(inv, 180, "", "tag=one")
+		p.answer(inv, 180, "", "tag=two")
+		p.answer(inv, 200, phoneSDP, "tag=one")
+		p.answer(inv, 200, phoneSDP, "tag=two")
+		next[Progress](t, c)
+		next[Progress](t, c)
+		if ev := next[Answered](t, c); ev.Tag != "one" {
+			t.Errorf("answered by %q", ev.Tag)
+		}
+		acks := map[string]int{}
+		for range 3 {
+			m := p.within(time.Second)
+			if m == nil {
+				t.Fatal("nothing came")
+			}
+			if m.method == "BYE" {
+				if m.to.tag() != "two" {
+					t.Errorf("BYE for %q", m.to.tag())
+				}
+				p.answer(m, 200, "")
+				continue
+			}
+			acks[m.to.tag()]++
+		}
+		if acks["one"] != 1 || acks["two"] != 1 {
+			t.Errorf("ACKs: %v", acks)
+		}
+		c.Bye(0, "")
+		p.answer(p.request("BYE"), 200, "")
+		finish(t, c)
+	})
+}
+
+// A hop that says nothing at all has failed after Outgoing.Silence.
+func TestSilence(t *testing.T) {
+	bubble(t, func(t *testing.T, s *side, p *phone) {
+		began := time.Now()
+		c, _ := p.called(s, func(o *Outgoing) { o.Silence = 8 * time.Second })
+		if e := finish(t, c); time.Since(began) != 8*time.Second || e.Code != 408 || e.Cause != EndTimeout {
+			t.Errorf("ended with %+v after %v", e, time.Since(began))
+		}
+		time.Sleep(time.Minute)
+		for p.within(time.Millisecond) != nil {
+		}
+		c, inv := p.called(s, func(o *Outgoing) { o.Silence = 8 * time.Second })
+		p.answer(inv, 100, "")
+		time.Sleep(20 * time.Second)
+		p.answer(inv, 486, "")
+		p.request("ACK")
+		if e := finish(t, c); e.Code != 486 {
+			t.Errorf("ended with %+v", e)
+		}
+	})
+}
+
 func TestHundredForks(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		c, inv := p.called(s)
