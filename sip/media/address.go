@@ -44,33 +44,36 @@ func kindOf(ip netip.Addr) kind {
 	return public
 }
 
-// near says whether an address of this kind can be meant for us: it is public, or the
-// other side's signalling comes from such a network too.
-func near(k kind, sources []netip.Prefix) bool {
-	if k == unusable {
-		return false
-	}
-	return k == public || slices.ContainsFunc(sources, func(p netip.Prefix) bool { return kindOf(p.Addr()) == k })
+func within(ip netip.Addr, sources []netip.Prefix) bool {
+	return slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// target decides about the address in a description. It returns the zero address if
-// nothing may be sent there until packets have come from an allowed network, and an
-// error if the address is an attempt to make us send to a third party or to ourselves.
-func target(a netip.AddrPort, sources []netip.Prefix, own func(netip.AddrPort) bool) (netip.AddrPort, error) {
-	ip := a.Addr()
-	switch k := kindOf(ip); {
+// target decides about the address in a description. to is where media may be sent at
+// once; it is zero if nothing may be sent before the other side has. expected is the
+// address that may then send, besides the sources. An error is an attempt to make us
+// send to nobody, to ourselves or to where the other side cannot be.
+//
+// A public address is believed, as everywhere in SIP. Addresses of networks that are
+// not everybody's could be those of our neighbours: if they are not among the sources,
+// their owner must send first.
+func target(a netip.AddrPort, sources []netip.Prefix, own func(netip.AddrPort) bool) (to netip.AddrPort, expected netip.Addr, err error) {
+	ip, k := a.Addr(), kindOf(a.Addr())
+	near := slices.ContainsFunc(sources, func(p netip.Prefix) bool { return kindOf(p.Addr()) == k })
+	switch {
 	case !ip.IsValid() || ip.IsUnspecified():
-		return netip.AddrPort{}, nil // a host name; or hold
+		return to, expected, nil // a host name; or hold
 	case k == unusable:
-		return netip.AddrPort{}, fmt.Errorf("media to a group or to nobody: %w", ErrNotAcceptable)
+		return to, expected, fmt.Errorf("media to a group or to nobody: %w", ErrNotAcceptable)
 	case own(a):
-		return netip.AddrPort{}, fmt.Errorf("media to our own ports: %w", ErrNotAcceptable)
-	case near(k, sources):
-		return a, nil
-	case k == loopback || k == linkLocal:
-		return netip.AddrPort{}, fmt.Errorf("media to an address that is not on this network: %w", ErrNotAcceptable)
+		return to, expected, fmt.Errorf("media to our own ports: %w", ErrNotAcceptable)
+	case k == public || within(ip, sources):
+		return a, ip, nil
+	case near:
+		return to, ip, nil
+	case k == private: // of a telephone behind NAT
+		return to, expected, nil
 	}
-	return netip.AddrPort{}, nil // the private address of a telephone behind NAT
+	return to, expected, fmt.Errorf("media to an address that is not on this network: %w", ErrNotAcceptable)
 }
 
 // towards returns the address from which this machine reaches another. Nothing is sent.

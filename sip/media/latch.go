@@ -2,7 +2,6 @@ package media
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 )
 
@@ -19,6 +18,7 @@ type latch struct {
 	sources  []netip.Prefix
 	declared netip.AddrPort // in the description, as it stands there
 	trusted  netip.AddrPort // the same if we may send to it, else zero
+	expected netip.Addr     // may send, besides the sources
 
 	source    netip.AddrPort // zero until found
 	last      time.Time      // when its last packet came
@@ -30,19 +30,16 @@ type latch struct {
 }
 
 // declare takes the address of a new description.
-func (l *latch) declare(declared, trusted netip.AddrPort) {
+func (l *latch) declare(declared, trusted netip.AddrPort, expected netip.Addr) {
 	if declared != l.declared {
 		l.source, l.candidate, l.count = netip.AddrPort{}, netip.AddrPort{}, 0
 	}
-	l.declared, l.trusted = declared, trusted
+	l.declared, l.trusted, l.expected = declared, trusted, expected
 }
 
 // allowed says whether from is in a network that may send.
 func (l *latch) allowed(from netip.Addr) bool {
-	if from == l.trusted.Addr() {
-		return true
-	}
-	return slices.ContainsFunc(l.sources, func(p netip.Prefix) bool { return p.Contains(from) })
+	return from == l.expected || within(from, l.sources)
 }
 
 // admit says whether a packet of the right form belongs to the call. changed says that

@@ -107,8 +107,9 @@ type Options struct {
 	ExternalIP netip.Addr
 	// Sources are the networks that may send us media besides the very address in
 	// the other side's description: the source of its signalling, and the trunk's
-	// networks. They also say which private addresses in a description are near:
-	// one is believed only if a source is of the same kind.
+	// networks. A description with a private or loopback address that is not among
+	// them is believed only once packets have come from there, and only if a source
+	// is of the same kind.
 	Sources []netip.Prefix
 	Events  Events
 }

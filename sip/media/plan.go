@@ -97,6 +97,7 @@ type plan struct {
 
 	declared netip.AddrPort // their RTP address as described
 	trusted  netip.AddrPort // the same if we may send there
+	expected netip.Addr     // who may send, besides the sources
 	rtcp     netip.AddrPort // where RTCP may be sent, or zero
 	mux      bool
 
@@ -186,7 +187,7 @@ func (p *plan) chooseCodecs(list []payload, ours []audio.Codec, all bool) error 
 func (p *plan) chooseAddress(m *mediaLine, sources []netip.Prefix, own func(netip.AddrPort) bool) error {
 	p.declared = netip.AddrPortFrom(m.address.ip, uint16(m.port))
 	var err error
-	if p.trusted, err = target(p.declared, sources, own); err != nil {
+	if p.trusted, p.expected, err = target(p.declared, sources, own); err != nil {
 		return err
 	}
 	_, p.mux = find(m.attrs, "rtcp-mux")
@@ -196,9 +197,9 @@ func (p *plan) chooseAddress(m *mediaLine, sources []netip.Prefix, own func(neti
 	}
 	switch {
 	case p.mux || !p.trusted.IsValid() || !rtcp.IsValid():
-	case rtcp.Addr() != p.trusted.Addr() && !slices.ContainsFunc(sources, func(n netip.Prefix) bool { return n.Contains(rtcp.Addr()) }):
+	case rtcp.Addr() != p.trusted.Addr() && !within(rtcp.Addr(), sources):
 	default: // nobody else's address, and none of ours
-		if p.rtcp, err = target(rtcp, sources, own); err != nil {
+		if p.rtcp, _, err = target(rtcp, sources, own); err != nil {
 			return err
 		}
 	}

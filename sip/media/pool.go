@@ -24,6 +24,9 @@ import (
 // expedited is the DSCP of telephone sound (RFC 4594 §4.1) as the TOS octet.
 const expedited = 46 << 2
 
+// leastDrain is how long a port stays closed even if no other is left.
+const leastDrain = 2 * time.Second
+
 // Pool owns the RTP ports and looks after all sessions: reports, keep-alives,
 // time-outs. Run must run for that.
 type Pool struct {
@@ -132,12 +135,22 @@ func (p *Pool) Stats() PoolStats {
 
 // ports opens a pair. The caller holds p.mu.
 func (p *Pool) ports() (rtp, rtcp *net.UDPConn, err error) {
-	pairs, now := p.pairs(), time.Now()
+	// In need a port that was closed a moment ago must do.
+	rtp, rtcp, err = p.portsAt(time.Now())
+	if errors.Is(err, ErrNoPorts) && p.cfg.Drain > leastDrain {
+		rtp, rtcp, err = p.portsAt(time.Now().Add(p.cfg.Drain - leastDrain))
+	}
+	return rtp, rtcp, err
+}
+
+// portsAt opens a pair that may be used again at a time.
+func (p *Pool) portsAt(at time.Time) (rtp, rtcp *net.UDPConn, err error) {
+	pairs := p.pairs()
 	var last error
 	for range pairs {
 		port := p.first() + 2*p.next
 		p.next = (p.next + 1) % pairs
-		if until, ok := p.used[uint16(port)]; ok && (until.IsZero() || now.Before(until)) {
+		if until, ok := p.used[uint16(port)]; ok && (until.IsZero() || at.Before(until)) {
 			continue
 		}
 		delete(p.used, uint16(port))

@@ -112,7 +112,7 @@ func (in *receiver) adopt(next prepared, p *plan) {
 	if p.declared != in.latch.declared {
 		in.controlAt = netip.AddrPort{}
 	}
-	in.latch.declare(p.declared, p.trusted)
+	in.latch.declare(p.declared, p.trusted, p.expected)
 	switch p.keying {
 	case KeyingSDES:
 		in.secure, in.open, in.openRTCP, in.openKey = true, next.open, next.open, p.remote

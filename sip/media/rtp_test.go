@@ -2,7 +2,9 @@ package media
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"github.com/pion/srtp/v3"
 
 	"github.com/trunkhall/trunkhall/audio"
+	"github.com/trunkhall/trunkhall/call"
 )
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
@@ -43,8 +46,9 @@ func packet(ssrc uint32, seq uint16, number uint8) []byte {
 }
 
 func TestWhoseMediaIsTaken(t *testing.T) {
+	lan := "c=IN IP4 10.0.0.7\r\nt=0 0" // beside the signalling, which comes from 10.0.0.5
 	const phone, nat, stranger = "198.51.100.7:40000", "198.51.100.20:1024", "203.0.113.66:40000"
-	sources := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	sources := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("10.0.0.5/32")}
 	public := "c=IN IP4 198.51.100.7\r\nt=0 0"
 	behind := "c=IN IP4 192.168.1.7\r\nt=0 0"
 	type step struct {
@@ -69,6 +73,9 @@ func TestWhoseMediaIsTaken(t *testing.T) {
 		{"behind NAT, a stranger first", behind, []step{{0, stranger, 1, 50, ""}, {0, nat, 1, 5, nat}}, 3, 50},
 		{"two sources by turns are none", behind, []step{{0, nat, 1, 2, ""}, {0, nat, 2, 2, ""}, {0, nat, 1, 2, ""}}, 0, 0},
 		{"somebody else in the network while media flows", behind, []step{{0, nat, 1, 5, nat}, {3 * time.Second, "198.51.100.21:9", 2, 50, nat}}, 3, 50},
+		{"a neighbour sends nothing", lan, []step{{0, stranger, 1, 5, ""}}, 0, 5},
+		{"a neighbour must send first", lan, []step{{0, "10.0.0.7:40000", 1, 2, ""}, {0, "10.0.0.7:40000", 1, 3, "10.0.0.7:40000"}}, 3, 0},
+		{"another neighbour", lan, []step{{0, "10.0.0.8:40000", 1, 5, ""}}, 0, 5},
 		{"it moves after five seconds of silence", behind, []step{{0, nat, 1, 5, nat}, {6 * time.Second, "198.51.100.21:9", 2, 5, "198.51.100.21:9"}}, 6, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -628,4 +635,50 @@ func FuzzPackets(f *testing.F) {
 			t.Fatal("a packet without a key was taken")
 		}
 	})
+}
+
+func TestPorts(t *testing.T) {
+	cfg := newPool(t).cfg
+	cfg.PortMax = cfg.PortMin + 5
+	p, err := NewPool(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	var list []*Session
+	for range 3 {
+		s := open(t, p, Options{})
+		if s.port%2 != 0 {
+			t.Errorf("RTP on port %d", s.port)
+		}
+		list = append(list, s)
+	}
+	if _, err := p.Open(Options{}); !errors.Is(err, ErrNoPorts) || !errors.Is(err, call.ErrUnavailable) {
+		t.Error(err)
+	}
+	list[0].Close()
+	list[0].Close()
+	if st := p.Stats(); st != (PoolStats{Open: 2, Draining: 1}) {
+		t.Errorf("%+v", st)
+	}
+	if _, err := p.Open(Options{}); !errors.Is(err, ErrNoPorts) {
+		t.Error("a port that was closed just now:", err)
+	}
+	p.mu.Lock()
+	p.used[list[0].port] = p.used[list[0].port].Add(-3 * time.Second)
+	p.mu.Unlock()
+	if s := open(t, p, Options{}); s.port != list[0].port {
+		t.Error("in need a port that was closed some seconds ago will do")
+	}
+	list[1].Close()
+	p.mu.Lock()
+	p.used[list[1].port] = p.used[list[1].port].Add(-31 * time.Second)
+	p.mu.Unlock()
+	if st := p.Stats(); st != (PoolStats{Open: 2, Free: 1}) {
+		t.Errorf("%+v", st)
+	}
+	p.Close()
+	if _, err := p.Open(Options{}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
 }
