@@ -44,6 +44,9 @@ func (s *Server) createSIPParticipant(ctx context.Context, c *claims, r *livekit
 		return nil, err
 	}
 	request.By = c.Issuer
+	if request.RoomID, err = s.matrixRoom(ctx, request.Room); err != nil {
+		return nil, fmt.Errorf("find the room of the call: %w", err)
+	}
 	leg, err := s.phones.Dial(ctx, request)
 	if err != nil {
 		return nil, dialError(leg, err)
@@ -61,12 +64,32 @@ func (s *Server) createSIPParticipant(ctx context.Context, c *claims, r *livekit
 	if info.ParticipantIdentity == "" {
 		info.ParticipantIdentity = r.GetParticipantIdentity()
 	}
-	if room, ok := s.deps.SFU.Room(request.Room); ok {
+	if room, ok := s.deps.SFU.Room(leg.Room); ok {
 		if m, ok := room.Member(call.Identity(info.GetParticipantIdentity())); ok {
 			info.ParticipantId = string(m.SID())
 		}
 	}
 	return info, nil
+}
+
+// matrixRoom returns the Matrix room whose call a media room is, or nothing. There
+// the phone has to be a member of the room, under the rules of the room, and not
+// merely a voice: its identity is then not the caller's to choose.
+func (s *Server) matrixRoom(ctx context.Context, name call.RoomName) (string, error) {
+	room, ok := s.deps.SFU.Room(name)
+	if s.rtc == nil || !ok {
+		return "", nil
+	}
+	for _, p := range room.Participants() {
+		m, err := s.deps.Store.Minted(ctx, name, p.Identity)
+		if err == nil && m.RoomID != "" {
+			return m.RoomID, nil
+		}
+		if err != nil && !errors.Is(err, call.ErrNotFound) {
+			return "", err
+		}
+	}
+	return "", nil
 }
 
 // dialRequest translates a request and refuses what cannot be had.

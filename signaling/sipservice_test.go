@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -319,6 +320,7 @@ func TestSIPRefusals(t *testing.T) {
 		"only headers whose": func(i *livekit.SIPOutboundTrunkInfo) {
 			i.Headers = map[string]string{"P-Asserted-Identity": "<sip:1@x>"}
 		},
+		"is no number":           func(i *livekit.SIPOutboundTrunkInfo) { i.Numbers = []string{"1>\r\nVia: x"} },
 		`numbers "*"`:            func(i *livekit.SIPOutboundTrunkInfo) { i.Numbers = []string{"*"} },
 		"no trunk numbers":       func(i *livekit.SIPOutboundTrunkInfo) { i.Numbers = nil },
 		"only_listed_codecs wit": func(i *livekit.SIPOutboundTrunkInfo) { i.Media = &livekit.SIPMediaConfig{OnlyListedCodecs: true} },
@@ -738,5 +740,30 @@ func TestStatusPhrase(t *testing.T) {
 	}
 	if slices.Contains(names, "nothing") {
 		t.Error("a status has no phrase")
+	}
+}
+
+// TestCallingIntoAMatrixCall checks that a phone that a program calls into the
+// media room of a Matrix room comes under the rules of that room.
+func TestCallingIntoAMatrixCall(t *testing.T) {
+	ws := newWholeServer(t, aliceRooms(), filepath.Join(t.TempDir(), "t.db"))
+	f := &fakePhones{script: legs(call.Leg{State: call.LegTrying})}
+	withPhones(f)(ws.s)
+	f.trunks["ST_out"] = call.Trunk{ID: "ST_out", Direction: "outbound"}
+	if ws.dial(ws.v1(ws.post("/sfu/get", aliceLegacy), &livekit.JoinRequest{})).next().GetJoin() == nil {
+		t.Fatal("no join response")
+	}
+	ws.join("bob", "plain")
+	room := mediaRoom(testRoom, legacySlot)
+	for name, want := range map[call.RoomName]string{room: string(testRoom), "plain": "", "empty": ""} {
+		f.dialled = nil
+		if _, err := ws.phones(sipCallGrant).CreateSIPParticipant(context.Background(), &livekit.CreateSIPParticipantRequest{
+			SipTrunkId: "ST_out", SipCallTo: "+4930", RoomName: string(name),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.dialled[0]; got.RoomID != want || got.Room != name {
+			t.Errorf("into %s: the gateway was asked for room %q of %q, want %q", name, got.Room, got.RoomID, want)
+		}
 	}
 }

@@ -311,6 +311,11 @@ func readOutbound(t *call.Trunk, info *livekit.SIPOutboundTrunkInfo) error {
 	if info.GetAuthUsername() == "" && info.GetAuthPassword() != "" {
 		return invalid("auth_password: needs auth_username")
 	}
+	for i, number := range info.GetNumbers() {
+		if !validNumber(number) {
+			return invalid("numbers: entry %d is no number", i+1)
+		}
+	}
 	target, err := sipTarget(info.GetAddress(), info.GetTransport())
 	if err != nil {
 		return err
@@ -424,6 +429,13 @@ func sipTarget(address string, transport livekit.SIPTransport) (string, error) {
 		uri += ";transport=" + name
 	}
 	return uri, nil
+}
+
+// validNumber reports whether text can be the number that a call shows: digits as
+// people write them, or the name of an extension.
+func validNumber(text string) bool {
+	return text != "" && len(text) <= 64 &&
+		strings.Trim(strings.ToLower(text), "+0123456789 ()-./*#abcdefghijklmnopqrstuvwxyz_") == ""
 }
 
 // validHost reports whether text can be a host without meaning more in a URI.

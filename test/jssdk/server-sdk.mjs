@@ -79,7 +79,7 @@ await run(async (config) => {
 
   step('a telephone that rings is in the room, and removing it hangs up');
   const ringing = await sip.createSipParticipant(other.sipTrunkId, '+4930123', 'room', { participantIdentity: 'ringing', participantName: 'R' });
-  must(ringing.sipCallId.startsWith('SCL_') && ringing.participantIdentity === 'ringing', 'the answer', ringing);
+  must(ringing.sipCallId.startsWith('SCL_') && ringing.participantId.startsWith('PA_') && ringing.participantIdentity === 'ringing', 'the answer', ringing);
   const rooms = new RoomServiceClient(host, config.server.api_key, secret);
   await poll('it is listed', async (saw) => {
     const all = await rooms.listParticipants('room');
