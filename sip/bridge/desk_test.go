@@ -342,6 +342,67 @@ func TestDelay(t *testing.T) {
 	t.Error("the phone hears nothing")
 }
 
+// TestClaimsAreChecked: who says that it is loud and is not does not silence others.
+func TestClaimsAreChecked(t *testing.T) {
+	d := newDesk(t)
+	for range maxSpeakers {
+		liar := d.colleague(500, browserOpus)
+		liar.level, liar.tone.amplitude = 0, 0
+	}
+	honest := d.colleague(1000, browserOpus)
+	honest.level = 14
+	phone := d.phone(8000, 440)
+	phone.say(440, 0)
+	d.run(time.Second)
+	if phone.loud(1000) > 100 {
+		t.Error("the liars are not listened to at all: the test tests nothing")
+	}
+	d.run(3 * time.Second)
+	if phone.loud(1000) < 5000 {
+		t.Errorf("the honest one is heard at %.0f", phone.loud(1000))
+	}
+	d.run(20 * time.Second)
+	if phone.loud(1000) < 5000 {
+		t.Errorf("later the honest one is heard at %.0f", phone.loud(1000))
+	}
+}
+
+func TestTrust(t *testing.T) {
+	run := func(tr *trust, seconds int, frame func(n int)) {
+		for n := range seconds * 50 {
+			frame(n)
+			tr.tick()
+		}
+	}
+	honest := newTrust()
+	said := make([]uint8, 3) // heard three frames after the claim
+	run(&honest, 20, func(n int) {
+		level := uint8(60)
+		if n%97 > 90 { // short words that fall everywhere among the seconds
+			level = 20
+		}
+		honest.claim(level)
+		honest.hear(said[n%3] + 10)
+		said[n%3] = level
+		if honest.excess > 0 {
+			t.Fatalf("frame %d: an honest speaker is held to be %d dB too loud", n, honest.excess)
+		}
+	})
+	liar := newTrust()
+	run(&liar, 3, func(int) { liar.claim(10); liar.hear(50) })
+	if liar.excess != 40 {
+		t.Errorf("the excess is %d", liar.excess)
+	}
+	run(&liar, 20, func(int) { liar.miss() })
+	if liar.excess != 40 {
+		t.Error("it is forgotten at once")
+	}
+	run(&liar, 20, func(int) { liar.miss() })
+	if liar.excess != 0 {
+		t.Error("it is never forgotten")
+	}
+}
+
 // TestLongPackets: browsers may send two frames in a packet.
 func TestLongPackets(t *testing.T) {
 	d := newDesk(t)

@@ -146,7 +146,7 @@ func (b *bridge) tick(now time.Time) {
 	for _, p := range b.phones {
 		p.speak()
 	}
-	b.choose(now)
+	b.choose()
 	for _, s := range b.speakers {
 		s.play(now)
 	}
@@ -217,6 +217,9 @@ func (b *bridge) arrange() {
 				in.sources[i] = m.Add()
 			}
 		}
+	}
+	for _, s := range b.speakers {
+		s.useless = !slices.ContainsFunc(b.phones, func(p *Phone) bool { return p.hears[s.sid] && p.secret == s.secret })
 	}
 	for _, p := range b.phones {
 		p.deaf = [2][]*audio.Source{}

@@ -27,7 +27,6 @@ const (
 	scoreFall   = 8 * 2     // 2 dB a frame: half a second from speech to silence
 	scoreLead   = 8 * 6     // dB by which a challenger must be louder
 	scoreSilent = 8 * 57    // below -70 dBov nobody speaks
-	scoreAlways = 8 * 128   // tracks that do not tell their level
 	silentPCM   = uint8(45) // quieter sound may be shortened unheard
 )
 
@@ -48,6 +47,8 @@ type speaker struct {
 	buffered int  // sound in each voice, in ticks of 48 kHz
 	levelled bool // its packets tell their level
 	score    int  // loudness with memory: 127-level, slowly falling, times 8
+	trust    trust
+	useless  bool // no phone may hear it
 	chosen   bool
 	silent   bool
 	packet   rtp.Packet
@@ -82,7 +83,7 @@ func newSpeaker(b *bridge, t sfu.TapTrack) *speaker {
 		bridge: b, from: t.Identity,
 		waiting: new(batch), taken: new(batch),
 		jitter: audio.NewJitter(audio.JitterConfig{Clock: opusClock, Min: minDelay, Max: maxDelay}),
-		silent: true,
+		silent: true, trust: newTrust(),
 	}
 }
 
@@ -115,12 +116,6 @@ func (s *speaker) drain() {
 	s.mu.Unlock()
 	for i := range s.taken.packets[:s.taken.count] {
 		w := &s.taken.packets[i]
-		if w.hasLevel {
-			s.levelled = true
-			s.score = max(s.score, 8*(127-int(w.level)))
-		} else if !s.levelled {
-			s.score = scoreAlways
-		}
 		payload := w.payload
 		if s.secret {
 			var ok bool
@@ -129,6 +124,17 @@ func (s *speaker) drain() {
 			}
 			payload = s.plain
 		}
+		level := w.level
+		switch {
+		case w.hasLevel:
+			s.levelled = true
+			s.trust.claim(level)
+		case s.levelled:
+			level = 127
+		default:
+			level = 0 // it may be loud
+		}
+		s.score = max(s.score, 8*(127-int(level)-s.trust.excess))
 		content := audio.Voice
 		if len(payload) <= 2 { // RFC 7587 §3.1.3: DTX
 			content = audio.Pause
@@ -139,15 +145,21 @@ func (s *speaker) drain() {
 	s.taken.count = 0
 }
 
-// choose marks the speakers to be decoded: the loudest, with hysteresis.
-func (b *bridge) choose(time.Time) {
+// choose marks the speakers to be decoded: the loudest, with hysteresis, and some of
+// those that do not tell how loud they are. The mixers choose among these again.
+func (b *bridge) choose() {
 	b.order = b.order[:0]
+	untold := 0
 	for _, s := range b.speakers {
 		s.drain()
-		if s.score > scoreSilent {
-			b.order = append(b.order, s)
-		} else {
+		switch {
+		case s.useless || s.score <= scoreSilent:
 			s.chosen = false
+		case s.levelled:
+			b.order = append(b.order, s)
+		default:
+			s.chosen = untold < maxSpeakers
+			untold++
 		}
 	}
 	if len(b.order) > maxSpeakers {
@@ -180,6 +192,10 @@ func (s *speaker) play(now time.Time) {
 	}
 	s.buffered = max(s.buffered-opusFrame, 0)
 	s.silent = true
+	if !s.chosen {
+		s.trust.miss()
+	}
+	s.trust.tick()
 	for i, v := range s.voices {
 		if v == nil {
 			continue
@@ -190,7 +206,9 @@ func (s *speaker) play(now time.Time) {
 		}
 		if s.chosen && s.sources[i] != nil {
 			s.sources[i].Write(v.sound[:n])
-			s.silent = s.silent && audio.Level(v.sound[:n]) >= silentPCM
+			level := audio.Level(v.sound[:n])
+			s.silent = s.silent && level >= silentPCM
+			s.trust.hear(level)
 		}
 		v.sound = v.sound[:copy(v.sound, v.sound[n:])]
 	}
