@@ -32,6 +32,8 @@ type Call struct {
 	state atomic.Value         // State
 	tags  atomic.Pointer[string]
 
+	warned atomic.Bool // that somebody else sent into the dialog
+
 	mu      sync.Mutex // guards the following
 	queue   []func()
 	closed  bool

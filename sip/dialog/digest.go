@@ -85,8 +85,9 @@ func parseDigest(s string) (map[string]string, bool) {
 }
 
 const (
-	nonceLife = time.Minute
-	maxNonces = 20000
+	strongLife = 24 * time.Hour // how long a realm is not answered with less than it had offered
+	nonceLife  = time.Minute
+	maxNonces  = 20000
 )
 
 // nonces makes and checks our nonces. A nonce says when it was made, for which
@@ -277,9 +278,9 @@ func (e *Endpoint) authorize(res *message, method, uri string, c credentials) (h
 	}
 	key := best["realm"] + "\x00" + c.username
 	e.mu.Lock()
-	strong := e.strong[key]
+	strong := time.Since(e.strong[key]) < strongLife
 	if rank < len(algorithms)-1 && len(e.strong) < 10000 {
-		e.strong[key] = true
+		e.strong[key] = time.Now()
 	}
 	e.mu.Unlock()
 	if strong && rank == len(algorithms)-1 {

@@ -201,7 +201,7 @@ func FuzzDigest(f *testing.F) {
 	f.Add(`Digest realm="a", nonce="b", qop="auth,auth-int", algorithm=SHA-256, stale=true`)
 	f.Add(`Digest username="a\"b", realm="", nonce="x", uri="sip:a@b", response="0", nc=00000001, cnonce="c", qop=auth`)
 	f.Add(`digest a=b,,c="d`)
-	e := &Endpoint{strong: map[string]bool{}}
+	e := &Endpoint{strong: map[string]time.Time{}}
 	f.Fuzz(func(t *testing.T, s string) {
 		p, ok := parseDigest(s)
 		if !ok {

@@ -54,9 +54,9 @@ type Endpoint struct {
 	perIP     map[netip.Addr]int
 	connTotal int
 	responses map[int]uint64
-	locals    map[netip.Addr]netip.Addr // own address towards a peer
-	penalty   map[Hop]time.Time         // hops that failed lately
-	strong    map[string]bool           // realms that have offered SHA-256
+	locals    map[netip.Addr]ownAddr // own address towards a peer
+	penalty   map[Hop]time.Time      // hops that failed lately
+	strong    map[string]time.Time   // when a realm last offered SHA-256
 }
 
 // A listener is one listening stream socket.
@@ -136,9 +136,9 @@ func newEndpoint(cfg Config, h Handler, log *slog.Logger) (*Endpoint, error) {
 		conns:     map[*conn]struct{}{},
 		perIP:     map[netip.Addr]int{},
 		responses: map[int]uint64{},
-		locals:    map[netip.Addr]netip.Addr{},
+		locals:    map[netip.Addr]ownAddr{},
 		penalty:   map[Hop]time.Time{},
-		strong:    map[string]bool{},
+		strong:    map[string]time.Time{},
 	}
 	e.timers.t1, e.timers.t2, e.timers.t4 = cfg.T1, cfg.T2, cfg.T4
 	e.ctx, e.stop = context.WithCancel(context.Background())
@@ -557,6 +557,9 @@ func (e *Endpoint) request(m *message, problem *fault) {
 			e.strange(m, &fault{481, "Call/Transaction Does Not Exist"})
 		case !c.mayCome(m):
 			// Right Call-ID, wrong tag or source: the same answer as for no call.
+			if c.warned.CompareAndSwap(false, true) {
+				e.log.Warn("sip: a request inside a call is refused, for its tag or address is not the other side's; if the address is the trunk's, add it to its networks", "call_id", c.callID, "from", m.flow.remote.Addr())
+			}
 			e.handler.Bad(m.flow.remote, "dialog")
 			e.strange(m, &fault{481, "Call/Transaction Does Not Exist"})
 		default:

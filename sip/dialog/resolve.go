@@ -179,6 +179,14 @@ func inside(a netip.Addr) bool {
 
 var sharedNet = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
 
+// ownAddr is what localAddr found, for as long as routes may be expected to stay.
+type ownAddr struct {
+	addr  netip.Addr
+	until time.Time
+}
+
+const ownAddrLife = time.Minute
+
 // localAddr is our own address as remote can reach it: the socket's, or of the
 // interface that leads there.
 func (e *Endpoint) localAddr(bound, remote netip.Addr) netip.Addr {
@@ -186,12 +194,12 @@ func (e *Endpoint) localAddr(bound, remote netip.Addr) netip.Addr {
 		return bound
 	}
 	e.mu.Lock()
-	a, ok := e.locals[remote]
+	known := e.locals[remote]
 	e.mu.Unlock()
-	if ok {
-		return a
+	if time.Now().Before(known.until) {
+		return known.addr
 	}
-	a = netip.IPv6Unspecified()
+	a := netip.IPv6Unspecified()
 	if remote.Is4() {
 		a = netip.IPv4Unspecified()
 	}
@@ -205,7 +213,7 @@ func (e *Endpoint) localAddr(bound, remote netip.Addr) netip.Addr {
 	if len(e.locals) > 1000 {
 		clear(e.locals)
 	}
-	e.locals[remote] = a
+	e.locals[remote] = ownAddr{a, time.Now().Add(ownAddrLife)}
 	return a
 }
 
@@ -249,12 +257,21 @@ func (e *Endpoint) flowTo(ctx context.Context, h Hop) (*flow, error) {
 	return nil, errNoSocket
 }
 
-func (e *Endpoint) udpTo(to netip.AddrPort) *flow {
+// udpTo picks the socket for a peer: one that is bound to everything, or on the
+// same side of the loopback, before any other of its family.
+func (e *Endpoint) udpTo(to netip.AddrPort) (f *flow) {
 	for _, s := range e.udp {
 		b := s.local.Addr()
-		if b.Is4() == to.Addr().Is4() || b.Is6() && b.IsUnspecified() {
-			return &flow{network: "udp", local: s.local, remote: to, udp: s}
+		if b.Is4() != to.Addr().Is4() && !(b.Is6() && b.IsUnspecified()) {
+			continue
+		}
+		g := &flow{network: "udp", local: s.local, remote: to, udp: s}
+		if b.IsUnspecified() || b.IsLoopback() == to.Addr().IsLoopback() {
+			return g
+		}
+		if f == nil {
+			f = g
 		}
 	}
-	return nil
+	return f
 }

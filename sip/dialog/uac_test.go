@@ -534,6 +534,18 @@ func TestReferIn(t *testing.T) {
 		if m := p.within(10 * time.Second); m != nil {
 			t.Errorf("%s after the last NOTIFY", m.method)
 		}
+		// Attended: the call that Replaces names is ours.
+		pc2, other := p.talk(s)
+		ours, _ := parseNameAddr(pc2.to)
+		pc.seq++
+		p.send(pc, "REFER", "", "Refer-To: <sip:x@192.0.2.9?Replaces="+strings.ReplaceAll(pc2.id, "@", "%40")+"%3Bto-tag%3D"+ours.tag()+"%3Bfrom-tag%3D"+pc2.tag+">", "Refer-Sub: false")
+		p.status(202)
+		if ev := next[Referred](t, c); ev.Call != other {
+			t.Errorf("the call is %v", ev.Call)
+		}
+		other.Bye(0, "")
+		p.answer(p.request("BYE"), 200, "")
+		finish(t, other)
 		// norefersub (RFC 4488), and what is no call.
 		pc.seq++
 		p.send(pc, "REFER", "", "Refer-To: <sip:+4989777@192.0.2.9>", "Refer-Sub: false")
