@@ -29,7 +29,7 @@ func benchmark(ctx context.Context, e env) error {
 	fs := e.flags("bench", "bench sfu|homeserver|sip [flags]\n\n"+
 		"sfu measures what forwarding a packet costs, beside a plain fan-out of the same\n"+
 		"WebRTC library; homeserver measures messages, syncs, start and memory; sip measures\n"+
-		"telephones, beside the encoding of one frame to Opus (it needs the program sipp).")
+		"telephones, beside the encoding of one frame to Opus.")
 	asJSON := fs.Bool("json", false, "print one line of JSON")
 	rounds := fs.Int("rounds", 5, "how many rounds of the sfu bench; the figures are medians. The sip bench has 3 at most")
 	measured := fs.Duration("measure", 8*time.Second, "how long each run of the sfu or sip bench counts")

@@ -96,7 +96,7 @@ type counts struct {
 }
 
 // lossLimit is what a round may lose: beyond it the machine was too busy to tell.
-const lossLimit = 0.005
+const lossLimit = 0.01
 
 // Run measures everything. It takes about five minutes with DefaultOptions.
 func Run(ctx context.Context, o Options) (Result, error) {
@@ -120,7 +120,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 			}
 			fmt.Fprintln(o.Log)
 			if lost > lossLimit {
-				fmt.Fprintln(o.Log, "  which does not count: more than 0.5 % lost")
+				fmt.Fprintln(o.Log, "  which does not count: more than 1 % lost")
 				continue
 			}
 			switch sc.name {

@@ -89,15 +89,26 @@ func (p part) hear(into any) string {
 	return strings.TrimSpace(s)
 }
 
-func TestGatewayForCalls(t *testing.T) {
+func TestCalls(t *testing.T) {
 	p := begin(t, ServeCalls)
 	var port uint16
 	var u usage
 	p.hear(&port)
+	from := begin(t, PlaceCalls)
+	text, err := json.Marshal(order{Port: port, Calls: 40, Rate: 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from.say(string(text))
+	var out outcome
+	from.hear(&out)
+	if out != (outcome{Good: 40}) {
+		t.Errorf("%+v", out)
+	}
 	p.say("collect")
 	p.hear(&u)
-	if port == 0 || u.Goroutines == 0 || u.Heap == 0 || u.Calls != 0 {
-		t.Errorf("port %d, %+v", port, u)
+	if u.Goroutines == 0 || u.Heap == 0 || u.CPU == 0 {
+		t.Errorf("%+v", u)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"time"
 
@@ -77,12 +78,9 @@ const (
 )
 
 // calls measures the CPU time of the gateway for one complete call, and whether it has
-// everything back in the end. SIPp, another program, is the other side.
+// everything back in the end.
 func calls(ctx context.Context, o Options) (float64, error) {
-	sipp, err := exec.LookPath("sipp")
-	if err != nil {
-		return 0, errors.New("the program sipp is needed (Debian: sip-tester)")
-	}
+	place := placing(o)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	server, err := start(ctx, o.Exe, "bench", "sip-calls")
@@ -98,7 +96,7 @@ func calls(ctx context.Context, o Options) (float64, error) {
 	if err := json.Unmarshal([]byte(text), &port); err != nil {
 		return 0, err
 	}
-	if err := dial(ctx, sipp, port, warmCalls, o.Rate); err != nil {
+	if err := place(ctx, order{port, warmCalls, o.Rate}); err != nil {
 		return 0, err
 	}
 	base, err := settled(ctx, server, usage{})
@@ -109,7 +107,7 @@ func calls(ctx context.Context, o Options) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := dial(ctx, sipp, port, o.Calls, o.Rate); err != nil {
+	if err := place(ctx, order{port, o.Calls, o.Rate}); err != nil {
 		return 0, err
 	}
 	after, err := server.usage()
@@ -130,17 +128,54 @@ func calls(ctx context.Context, o Options) (float64, error) {
 	return perCall, nil
 }
 
-// dial has SIPp place calls that end as soon as they are answered.
-func dial(ctx context.Context, sipp string, port uint16, calls, rate int) error {
+// placing returns what places calls that end as soon as they are answered: SIPp if it
+// is there, else a child of our own.
+func placing(o Options) func(context.Context, order) error {
+	sipp, err := exec.LookPath("sipp")
+	if err != nil {
+		fmt.Fprintln(o.Log, "signalling: the program sipp is not installed; calls are placed by ourselves")
+		return func(ctx context.Context, job order) error { return byChild(ctx, o.Exe, job) }
+	}
+	return func(ctx context.Context, job order) error { return bySIPp(ctx, sipp, job) }
+}
+
+func bySIPp(ctx context.Context, sipp string, job order) error {
 	mine, err := freePort()
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, sipp, fmt.Sprintf("%s:%d", home, port), "-sn", "uac", "-i", home.String(), "-p", fmt.Sprint(mine),
-		"-r", fmt.Sprint(rate), "-m", fmt.Sprint(calls), "-l", fmt.Sprint(10*rate), "-s", "+15551234567", "-nostdin", "-timeout", fmt.Sprint(calls/rate+60))
+	number := strconv.Itoa
+	cmd := exec.CommandContext(ctx, sipp, netip.AddrPortFrom(home, job.Port).String(), "-sn", "uac", "-i", home.String(),
+		"-p", number(int(mine)), "-r", number(job.Rate), "-m", number(job.Calls), "-l", number(10*job.Rate),
+		"-s", "+15551234567", "-nostdin", "-timeout", number(job.Calls/job.Rate+60))
 	text, err := cmd.CombinedOutput()
 	if err != nil { // its exit code tells of failed calls
 		return fmt.Errorf("sipp: %w\n%s", err, text[max(0, len(text)-2000):])
+	}
+	return nil
+}
+
+func byChild(ctx context.Context, exe string, job order) error {
+	child, err := start(ctx, exe, "bench", "sip-load", "calls")
+	if err != nil {
+		return err
+	}
+	defer child.stop()
+	text, err := json.Marshal(job)
+	if err != nil {
+		return err
+	}
+	child.tell(string(text))
+	line, err := child.line()
+	if err != nil {
+		return err
+	}
+	var out outcome
+	if err := json.Unmarshal([]byte(line), &out); err != nil {
+		return err
+	}
+	if out.Bad > 0 || out.Good != job.Calls {
+		return fmt.Errorf("%d of %d calls failed: %s", job.Calls-out.Good, job.Calls, out.Why)
 	}
 	return nil
 }
