@@ -268,6 +268,8 @@ type TrunkAuth struct {
 	Username string `yaml:"username" json:"username,omitempty"`
 	Password string `yaml:"password" json:"password,omitempty"`
 	Realm    string `yaml:"realm" json:"realm,omitempty"` // empty: whatever the other side names
+	// Algorithms are those of our challenges: SHA-256, MD5. Empty: as for all trunks.
+	Algorithms []string `yaml:"algorithms" json:"algorithms,omitempty"`
 }
 
 // TrunkInbound says which calls may come over a trunk.

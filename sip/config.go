@@ -294,6 +294,9 @@ func (v *validator) trunk(at string, t call.Trunk, allow []string) {
 			v.say("%s.codecs[%d]: %q is none of PCMU, PCMA, G722, opus", at, i, codec)
 		}
 	}
+	for i, name := range t.Auth.Algorithms {
+		v.oneOf(fmt.Sprintf("%s.auth.algorithms[%d]", at, i), name, "SHA-256", "MD5")
+	}
 	v.oneOf(at+".srtp", t.SRTP, "off", "optional", "require")
 	v.oneOf(at+".srtp_keying", t.SRTPKeying, "sdes", "dtls")
 	v.oneOf(at+".dtmf", t.DTMF, "rfc4733", "info", "inband")

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -354,7 +355,7 @@ func TestDialOut(t *testing.T) {
 	})
 	a := d.dial(h, carol, roomNumber)
 	a.waitAnswer()
-	request := call.DialRequest{Room: "standup", By: "key", Number: "030 12345679", Name: "Dave"}
+	request := call.DialRequest{Room: "standup", By: "key", Number: "030 12345679", Name: "Dave", Dialtone: true}
 
 	phones := make(chan *handset, 1)
 	answer := make(chan struct{})
@@ -401,9 +402,11 @@ func TestDialOut(t *testing.T) {
 		return l
 	}
 	wait(call.LegRinging)
+	a.hears(425, true)
 	answer <- struct{}{}
 	wait(call.LegEarly)
 	a.hears(1000, true)
+	a.hears(425, false)
 	answer <- struct{}{}
 	if l := wait(call.LegConfirmed); l.Identity == "" || l.Number != "+493012345679" {
 		t.Errorf("%+v", l)
@@ -860,5 +863,71 @@ func TestNothingStays(t *testing.T) {
 	eventually(t, "the goroutines are gone", func() bool { return runtime.NumGoroutine() < before+40 })
 	if n := h.gate.limits.Calls(""); n != 0 {
 		t.Errorf("%d calls are still counted", n)
+	}
+}
+
+// TestAttendedTransferOut connects two phones of ours with each other.
+func TestAttendedTransferOut(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	a, b := d.dial(h, carol, roomNumber), d.dial(h, dave, roomNumber)
+	a.waitAnswer()
+	b.waitAnswer()
+	eventually(t, "both are there", func() bool { return len(h.members("standup")) == 2 })
+	var of = make(map[string]call.LegID)
+	for _, l := range h.gate.Legs() {
+		of[l.Number] = l.ID
+	}
+	a.referred(func(e dialog.Referred) {
+		if !strings.HasPrefix(e.Replaces, b.call.CallID()) {
+			t.Errorf("replaces %q, want the dialog of the other phone", e.Replaces)
+		}
+		_ = a.call.ReferResult(e.ID, 200, "OK")
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := h.gate.Transfer(ctx, of[carol], string(of[dave]), nil); err != nil {
+		t.Fatal(err)
+	}
+	a.waitEnd()
+}
+
+// TestLessIsOffered offers the least that every phone has when all was too much.
+func TestLessIsOffered(t *testing.T) {
+	d := newDesk(t, "127.0.0.1")
+	h := newHouse(t, nil, func(c *Config) { c.Trunks[0].Targets = []string{"sip:" + d.addr()} })
+	var mu sync.Mutex
+	var offers []string
+	d.onInvite(func(c *dialog.Call) {
+		go drain(c)
+		mu.Lock()
+		offers = append(offers, string(c.Request().Offer))
+		mu.Unlock()
+		_ = c.Reject(488, "")
+	})
+	l, _ := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+493012345679"})
+	if last := h.ended(l.ID); last.Cause != call.CauseMedia || last.Code != 488 {
+		t.Errorf("%s %d", last.Cause, last.Code)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(offers) != 2 || !strings.Contains(offers[0], "G722") || strings.Contains(offers[1], "G722") || !strings.Contains(offers[1], "PCMU") {
+		t.Errorf("%q", offers)
+	}
+}
+
+// TestLineOfTheRequest calls over a trunk that comes with the request.
+func TestLineOfTheRequest(t *testing.T) {
+	d := newDesk(t, "127.0.0.1")
+	d.onInvite(func(c *dialog.Call) { go drain(c); _ = c.Reject(486, "") })
+	h := newHouse(t, nil, func(c *Config) { c.Outbound.Allow = []string{"+4930"} })
+	via := &call.Trunk{Targets: []string{"sip:" + d.addr()}}
+	l, _ := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+493012345679", Via: via})
+	if last := h.ended(l.ID); last.Cause != call.CauseBusy || last.Trunk != inlineTrunk {
+		t.Errorf("%s over %s", last.Cause, last.Trunk)
+	}
+	_, err := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+498912345678", Via: via})
+	if !errors.Is(err, call.ErrForbidden) {
+		t.Errorf("a line of one's own goes past the operator's list: %v", err)
 	}
 }

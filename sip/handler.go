@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/trunkhall/trunkhall/call"
@@ -93,10 +94,12 @@ func (s *Server) known(all *lines, r *dialog.Request, ip netip.Addr) (line, bool
 	from := all.from(ip)
 	from = slices.DeleteFunc(from, func(t line) bool { return !t.inbound() && r.Method == "INVITE" })
 	// Two trunks of one provider are told apart by the number called.
-	to, _ := s.plan.E164(r.User)
-	for _, t := range from {
-		if len(t.In.Numbers) > 0 && (numbers.MatchAny(t.In.Numbers, to) || numbers.MatchAny(t.In.Numbers, r.User)) {
-			return t, true
+	if len(from) > 1 {
+		to, _ := s.plan.E164(r.User)
+		for _, t := range from {
+			if len(t.In.Numbers) > 0 && (numbers.MatchAny(t.In.Numbers, to) || numbers.MatchAny(t.In.Numbers, r.User)) {
+				return t, true
+			}
 		}
 	}
 	for _, t := range from {
@@ -141,7 +144,8 @@ func (s *Server) challenge(of []line) dialog.Verdict {
 		return line{}, false
 	}
 	return dialog.Verdict{
-		Action: dialog.Challenge,
+		Action:     dialog.Challenge,
+		Algorithms: s.algorithms(of),
 		Lookup: func(user, realm string) (string, string, bool) {
 			t, ok := find(user)
 			return t.Auth.Password, t.ID, ok
@@ -151,6 +155,26 @@ func (s *Server) challenge(of []line) dialog.Verdict {
 			return s.callOptions(t)
 		},
 	}
+}
+
+// algorithms are those of a challenge for one of the trunks.
+func (s *Server) algorithms(of []line) []string {
+	var all []string
+	for _, t := range of {
+		own := t.Auth.Algorithms
+		if len(own) == 0 {
+			own = s.cfg.DigestAlgorithms
+		}
+		for _, name := range own {
+			if !slices.Contains(all, name) {
+				all = append(all, name)
+			}
+		}
+	}
+	if len(of) > 1 { // the better one first
+		slices.SortFunc(all, func(a, b string) int { return strings.Compare(b, a) })
+	}
+	return all
 }
 
 // callOptions are the settings of a call over a trunk, either way.

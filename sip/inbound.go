@@ -273,17 +273,21 @@ func (l *leg) toRoom() bool {
 	if l.trunk.EarlyMedia {
 		l.ringWithSound()
 	}
-	started := time.Now()
-	place, err := await(l, joinLimit, func(ctx context.Context) (call.Place, error) {
-		return l.s.directory.Room(ctx, l.roomName(l.rule.Action))
+	phone, name := l.caller, l.roomName(l.rule.Action)
+	seat, err := await(l, joinLimit, func(ctx context.Context) (call.Seat, error) {
+		place, err := l.s.directory.Room(ctx, name)
+		if err != nil {
+			return call.Seat{}, err
+		}
+		return l.s.directory.Seat(ctx, place, phone)
 	})
+	if err == nil {
+		l.seated(seat)
+	}
 	if l.over {
 		return false
 	}
 	if err != nil {
-		return l.refuseSeat(err)
-	}
-	if err := l.takeSeat(place, max(joinLimit-time.Since(started), 0)); err != nil {
 		return l.refuseSeat(err)
 	}
 	if l.seat.Lobby != nil {
@@ -465,7 +469,7 @@ func (l *leg) waitInLobby() bool {
 	l.say(promptLobby)
 	l.setStatus("lobby")
 	refused := l.seat.Refused
-	decided := either(l.seat.Lobby, eitherOr(refused, l.ended))
+	decided := either(l.seat.Lobby, eitherOr(refused, l.ctx.Done()))
 	if !l.pump(decided, nil) {
 		return false
 	}

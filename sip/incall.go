@@ -64,7 +64,9 @@ func (l *leg) join(status string) bool {
 	if err == nil {
 		l.phone, l.left = phone, left
 		l.update(func(now *call.Leg) { now.Identity = phone.Identity() })
-		l.note()
+		if !l.snapshot().Answered.IsZero() {
+			l.note()
+		}
 	}
 	switch {
 	case l.over:

@@ -57,8 +57,9 @@ type leg struct {
 	voice  *speaker // before the leg is in a room
 
 	over     bool
-	farewell func()           // says goodbye to the other side; nil once it is gone
-	ended    chan struct{}    // closed when the leg is over: cancels what it waits for
+	farewell func()          // says goodbye to the other side; nil once it is gone
+	ctx      context.Context // ends when the leg is over: what it waits for is given up
+	cancel   context.CancelFunc
 	live     int              // dialogs whose events are still to come
 	work     sync.WaitGroup   // goroutines of await and background
 	pressed  func(digit byte) // what a digit means at present
@@ -93,9 +94,9 @@ func (s *Server) newLeg(dir call.Direction) *leg {
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
-		ended:   make(chan struct{}),
 		now:     call.Leg{ID: id, Direction: dir, State: call.LegNew, Created: time.Now()},
 	}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.sound = &sound{}
 	l.refers = make(chan dialog.ReferProgress, 8)
 	l.keys = newKeys(s.cfg.StarCodes)
@@ -126,8 +127,8 @@ var states = []call.LegState{
 	call.LegNew, call.LegTrying, call.LegRinging, call.LegEarly, call.LegAnswered, call.LegConfirmed, call.LegEnded,
 }
 
-// enter moves the leg on; a state that is behind is left out. Every step is
-// noted in the ledger.
+// enter moves the leg on; a state that is behind is left out. Every step that a
+// bill would show is noted in the ledger.
 func (l *leg) enter(state call.LegState) {
 	now := time.Now()
 	l.mu.Lock()
@@ -148,7 +149,7 @@ func (l *leg) enter(state call.LegState) {
 	l.changed = make(chan struct{})
 	l.mu.Unlock()
 	l.log.Debug("leg", "state", state)
-	if state != call.LegEnded {
+	if state != call.LegEnded && state != call.LegConfirmed {
 		l.note()
 	}
 }
@@ -250,7 +251,7 @@ func (l *leg) pause(d time.Duration) bool {
 // leg ends first, f's context ends, and f is waited for all the same: what it
 // got must be given back.
 func await[T any](l *leg, limit time.Duration, f func(ctx context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(l.ctx, limit)
 	defer cancel()
 	type result struct {
 		value T
@@ -262,28 +263,13 @@ func await[T any](l *leg, limit time.Duration, f func(ctx context.Context) (T, e
 		defer close(finished)
 		got.value, got.err = f(ctx)
 	}()
-	if !l.pump(finished, nil) {
-		cancel()
-	}
+	l.pump(finished, nil)
 	<-finished
 	return got.value, got.err
 }
 
 // background runs a blocking f beside the leg; its context ends with the leg.
-func (l *leg) background(f func(ctx context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	l.work.Go(func() {
-		defer cancel()
-		f(ctx)
-	})
-	l.work.Go(func() {
-		select {
-		case <-l.ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	})
-}
+func (l *leg) background(f func(ctx context.Context)) { l.work.Go(func() { f(l.ctx) }) }
 
 // A verdict says how a leg ends.
 type verdict struct {
@@ -300,7 +286,7 @@ func (l *leg) end(v verdict) {
 		return
 	}
 	l.over = true
-	close(l.ended)
+	l.cancel()
 	l.update(func(now *call.Leg) {
 		now.Cause, now.Text = v.cause, v.text
 		if v.code != 0 && now.Answered.IsZero() {

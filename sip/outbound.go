@@ -18,6 +18,10 @@ import (
 	"github.com/trunkhall/trunkhall/sip/numbers"
 )
 
+// silence is how long a target has for its first answer, 100 too. Timer B (32 s,
+// RFC 3261 §17.1.1.2) is longer than anybody waits for the next line.
+const silence = 8 * time.Second
+
 // inlineTrunk is the id of a trunk that came with the request.
 const inlineTrunk = "inline"
 
@@ -164,6 +168,7 @@ func (l *leg) refuse(err error) call.Leg {
 	now := time.Now()
 	l.now.State, l.now.Ended = call.LegEnded, now
 	l.now.Cause, l.now.Text = causeOf(err), reasonOf(err)
+	l.cancel()
 	close(l.done)
 	close(l.changed)
 	l.s.remember(l)
@@ -462,6 +467,7 @@ func (l *leg) outgoing(r call.DialRequest, p route, x dialExtra, t line, shown n
 		Target:   l.s.target(t, target),
 		Options:  l.s.callOptions(t),
 		Ringing:  ring,
+		Silence:  silence,
 		Replaces: x.replaces,
 		Trunk:    t.ID,
 	}

@@ -71,7 +71,7 @@ func (s *Server) Transfer(ctx context.Context, id call.LegID, to string, headers
 			default:
 				return &call.StatusError{Code: e.Code, Reason: e.Reason, Err: fmt.Errorf("transfer: %w", call.ErrUnavailable)}
 			}
-		case <-l.ended:
+		case <-l.ctx.Done():
 			// Some providers say BYE in place of the last NOTIFY.
 			return nil
 		case <-ctx.Done():
