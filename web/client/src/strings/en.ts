@@ -10,6 +10,7 @@ import type { Cause, LegState } from "../phone/api.ts";
  */
 const plural = new Intl.PluralRules("en");
 const many = (n: number, one: string, other: string) => `${n} ${plural.select(n) === "one" ? one : other}`;
+const languages = new Intl.DisplayNames("en", { type: "language" });
 const listFormat = new Intl.ListFormat("en", { type: "conjunction" });
 
 export const en = {
@@ -366,6 +367,7 @@ export const en = {
   phone: {
     title: "Telephone",
     dialIn: "Call in by telephone",
+    language: (code: string) => languages.of(code) ?? code,
     pin: "PIN",
     inHead: (number: string, pin: string) => `${number} · PIN ${pin}`,
     copy: "Copy number and PIN",

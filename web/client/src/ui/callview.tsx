@@ -106,9 +106,9 @@ export function CallView({ call }: { call: Call }): JSX.Element {
                   <span class="phone-mark">
                     <Icon name="phone" size={18} />
                   </span>{" "}
-                  {t.phone.add}
+                  {t.phone.title}
                 </summary>
-                <PhonePanel room={call.room} found={found} look={look} />
+                <PhonePanel room={call.room} found={found} look={look} inCall />
               </details>
             )}
           </People>

@@ -315,7 +315,7 @@ export function DialIn({ room, found, look }: { room: Room; found: RoomPhones; l
           <dl class="line-card">
             {found.numbers.map((n) => (
               <div key={n.number}>
-                <dt>{n.language ?? t.phone.number}</dt>
+                <dt>{n.language ? t.phone.language(n.language) : t.phone.number}</dt>
                 <dd>
                   <a href={`tel:${n.number}`} data-testid="dial-in-number">
                     {n.display}
@@ -378,11 +378,13 @@ function Switch({ label, hint, on, busy, onChange, testId }: { label: string; hi
 }
 
 /** PhonePanel is everything about a room's telephones, for the sheet beside the room. */
-export function PhonePanel({ room, found, look }: { room: Room; found: RoomPhones; look: () => void }): JSX.Element {
+export function PhonePanel({ room, found, look, inCall = false }: { room: Room; found: RoomPhones; look: () => void; inCall?: boolean }): JSX.Element {
+  const dialler = found.mayDial && <AddPhone room={room} />;
   return (
     <div class="phone-panel">
+      {inCall && dialler}
       <DialIn room={room} found={found} look={look} />
-      {found.mayDial && <AddPhone room={room} />}
+      {!inCall && dialler}
     </div>
   );
 }
