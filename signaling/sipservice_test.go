@@ -767,3 +767,46 @@ func TestCallingIntoAMatrixCall(t *testing.T) {
 		}
 	}
 }
+
+func TestSIPTargets(t *testing.T) {
+	const udp, tls, auto = livekit.SIPTransport_SIP_TRANSPORT_UDP, livekit.SIPTransport_SIP_TRANSPORT_TLS, livekit.SIPTransport_SIP_TRANSPORT_AUTO
+	for _, c := range []struct {
+		address   string
+		transport livekit.SIPTransport
+		want      string // empty: refused
+	}{
+		{"sip.example.net", auto, "sip:sip.example.net"},
+		{"sip.example.net:5070", udp, "sip:sip.example.net:5070;transport=udp"},
+		{"192.0.2.1", tls, "sip:192.0.2.1;transport=tls"},
+		{"2001:db8::1", auto, "sip:[2001:db8::1]"},
+		{"[2001:db8::1]:5061", tls, "sip:[2001:db8::1]:5061;transport=tls"},
+		{"[2001:db8::1]", tls, "sip:[2001:db8::1];transport=tls"},
+		{"fe80::1%eth0", auto, ""},
+		{"", auto, ""},
+		{"a b", auto, ""},
+		{"a.example;lr", auto, ""},
+		{"a.example?Via=x", auto, ""},
+		{"a..example", auto, ""},
+		{"a.example:0", auto, ""},
+		{"a.example:sip", auto, ""},
+		{"user@a.example", auto, ""},
+		{strings.Repeat("a", 300), auto, ""},
+		{"a.example", 9, ""},
+	} {
+		got, err := sipTarget(c.address, c.transport)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%q over %s is %q, %v; want %q", c.address, c.transport, got, err, c.want)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		address, transport := parseTarget(got)
+		if again, err := sipTarget(address, transport); again != got || err != nil {
+			t.Errorf("%q comes back as %q, %s and then %q, %v", got, address, transport, again, err)
+		}
+	}
+	if address, transport := parseTarget("sips:user@pbx.example:5061;lr"); address != "pbx.example:5061" || transport != tls {
+		t.Errorf("a URI of the configuration is shown as %s %s", address, transport)
+	}
+}
