@@ -85,7 +85,21 @@ func (r *Room) run() {
 	defer tick.Stop()
 	slow := time.NewTicker(slowTickEvery)
 	defer slow.Stop()
+	var sleep time.Time // until when the tickers rest; zero while somebody is here
 	for !r.closing {
+		// Nothing happens in an empty room until it closes: many calls at once
+		// leave many behind.
+		switch until := r.closesAt(); {
+		case until.Equal(sleep):
+		case until.IsZero():
+			tick.Reset(tickEvery)
+			slow.Reset(slowTickEvery)
+			sleep = until
+		default:
+			tick.Reset(max(time.Until(until), 0) + time.Millisecond)
+			slow.Stop()
+			sleep = until
+		}
 		select {
 		case f := <-r.cmds:
 			r.guard(f)
@@ -105,6 +119,17 @@ func (r *Room) run() {
 			return
 		}
 	}
+}
+
+// closesAt returns when the empty room closes, or zero while somebody is here.
+func (r *Room) closesAt() time.Time {
+	switch {
+	case len(r.members) > 0:
+		return time.Time{}
+	case r.used:
+		return r.idleSince.Add(r.opts.LeaveTimeout)
+	}
+	return r.idleSince.Add(r.opts.EmptyTimeout)
 }
 
 // guard keeps a defect in one command from ending everybody's call.
@@ -429,8 +454,7 @@ func (r *Room) tick(now time.Time) {
 	if len(r.members) > 0 {
 		return
 	}
-	idle := now.Sub(r.idleSince)
-	if r.used && idle >= r.opts.LeaveTimeout || !r.used && idle >= r.opts.EmptyTimeout {
+	if !now.Before(r.closesAt()) {
 		r.closing, r.why = true, ReasonRoomClosed
 	}
 }
