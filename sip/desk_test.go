@@ -25,7 +25,7 @@ import (
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
 
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	if testing.Verbose() {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -34,7 +34,7 @@ func testLog(t *testing.T) *slog.Logger {
 
 // A house is a gateway with its SFU, both running.
 type house struct {
-	t    *testing.T
+	t    testing.TB
 	sfu  *sfu.Server
 	gate *Server
 	stop func() // ends the gateway and waits
@@ -42,7 +42,7 @@ type house struct {
 
 // newHouse makes a gateway on loopback that trusts 127.0.0.1 as trunk "desk" and
 // has a room and a menu to call.
-func newHouse(t *testing.T, directory Directory, change func(*Config)) *house {
+func newHouse(t testing.TB, directory Directory, change func(*Config)) *house {
 	t.Helper()
 	log := testLog(t)
 	sfuCfg := sfu.DefaultConfig()
@@ -102,7 +102,7 @@ func newHouse(t *testing.T, directory Directory, change func(*Config)) *house {
 }
 
 // shortPrompts are announcements of 40 ms, so that nobody waits for speech.
-func shortPrompts(t *testing.T) string {
+func shortPrompts(t testing.TB) string {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "en"), 0o700); err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func (h *house) ended(id call.LegID) call.Leg {
 // A desk is an office of telephones that are not ours: an endpoint of SIP and
 // ports for RTP.
 type desk struct {
-	t    *testing.T
+	t    testing.TB
 	ep   *dialog.Endpoint
 	pool *media.Pool
 
@@ -160,7 +160,7 @@ type desk struct {
 	owners map[*media.Session]*atomic.Pointer[handset]
 }
 
-func newDesk(t *testing.T, ip string) *desk {
+func newDesk(t testing.TB, ip string) *desk {
 	t.Helper()
 	d := &desk{t: t, owners: make(map[*media.Session]*atomic.Pointer[handset])}
 	var err error
@@ -216,7 +216,7 @@ func (h deskDoor) Invite(c *dialog.Call) {
 // A handset is one telephone call as the person at the desk has it: it says a tone
 // and hears.
 type handset struct {
-	t     *testing.T
+	t     testing.TB
 	call  *dialog.Call
 	media *media.Session
 
@@ -429,7 +429,7 @@ func (p *handset) waitEnd() dialog.Ended {
 }
 
 // eventually polls, for what has no event of its own.
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if f() {
