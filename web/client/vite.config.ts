@@ -41,6 +41,7 @@ export default defineConfig({
   server: {
     proxy: {
       "/_matrix": toServer,
+      "/_trunkhall": toServer,
       "/.well-known": toServer,
       "/config.json": toServer,
       "/rtc": toServer,
