@@ -131,8 +131,10 @@ func (t *telephones) speak(i int, c *net.UDPConn, to netip.AddrPort, voice []byt
 			binary.BigEndian.PutUint32(b[4:], uint32(n*frame))
 			switch {
 			case talks && t.sc.clicks:
-				for k := range pcm { // a hum keeps the phone among those who are heard
-					pcm[k] = audio.EncodeULaw(int16(800 * math.Sin(2*math.Pi*200*float64(n*frame+k)/8000)))
+				// A hum keeps the phone among those who are heard, but is quiet enough
+				// for the jitter buffer to correct itself in it.
+				for k := range pcm {
+					pcm[k] = audio.EncodeULaw(int16(150 * math.Sin(2*math.Pi*200*float64(n*frame+k)/8000)))
 				}
 				if left == 0 && !time.Now().Before(next) {
 					from, left = rand.IntN(frame), clickLength

@@ -58,7 +58,12 @@ func within(ip netip.Addr, sources []netip.Prefix) bool {
 // their owner must send first.
 func target(a netip.AddrPort, sources []netip.Prefix, own func(netip.AddrPort) bool) (to netip.AddrPort, expected netip.Addr, err error) {
 	ip, k := a.Addr(), kindOf(a.Addr())
-	near := slices.ContainsFunc(sources, func(p netip.Prefix) bool { return kindOf(p.Addr()) == k })
+	near, ours := false, false
+	for _, p := range sources {
+		if kindOf(p.Masked().Addr()) == k {
+			near, ours = true, ours || p.Contains(ip)
+		}
+	}
 	switch {
 	case !ip.IsValid() || ip.IsUnspecified():
 		return to, expected, nil // a host name; or hold
@@ -66,7 +71,7 @@ func target(a netip.AddrPort, sources []netip.Prefix, own func(netip.AddrPort) b
 		return to, expected, fmt.Errorf("media to a group or to nobody: %w", ErrNotAcceptable)
 	case own(a):
 		return to, expected, fmt.Errorf("media to our own ports: %w", ErrNotAcceptable)
-	case k == public || within(ip, sources):
+	case k == public || ours:
 		return a, ip, nil
 	case near:
 		return to, ip, nil

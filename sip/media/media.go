@@ -115,7 +115,8 @@ type Options struct {
 }
 
 // Events are called from goroutines of the session, never while one of its methods
-// holds anything: they may call it back, but must not block. Each may be nil.
+// holds anything: they may call it back, but must not block, and so not call Close,
+// which waits for those goroutines. Each may be nil.
 type Events struct {
 	// Digit is called once for each digit pressed. how is DTMFEvents or DTMFInband.
 	Digit func(digit byte, how string)

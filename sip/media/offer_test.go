@@ -40,6 +40,7 @@ func TestAnswers(t *testing.T) {
 		{"the trunk's order decides", sdp(here, "m=audio 40000 RTP/AVP 8 0"), Options{Codecs: []audio.Codec{audio.PCMU, audio.PCMA}}, []string{"RTP/AVP 0\r\n"}, nil},
 		{"only what the trunk may speak", sdp(here, "m=audio 40000 RTP/AVP 0 8"), Options{Codecs: []audio.Codec{audio.PCMA}}, []string{"RTP/AVP 8\r\n"}, nil},
 		{"G.722 has a clock of 8000", sdp(here, "m=audio 40000 RTP/AVP 9\r\na=rtpmap:9 G722/8000"), Options{}, []string{"G722/8000"}, nil},
+		{"G.722 with its true clock", sdp(here, "m=audio 40000 RTP/AVP 9\r\na=rtpmap:9 G722/16000"), Options{}, []string{"G722/8000"}, nil},
 		{"Opus with their numbers and its own events", sdp(here, "m=audio 40000 RTP/AVP 96 97 98\r\na=rtpmap:96 opus/48000/2\r\na=rtpmap:97 telephone-event/8000\r\na=rtpmap:98 telephone-event/48000"),
 			Options{}, []string{"RTP/AVP 96 98\r\n", "opus/48000/2", "telephone-event/48000", "!telephone-event/8000"}, nil},
 		{"comfort noise", sdp(here, "m=audio 40000 RTP/AVP 0 13"), Options{}, []string{"RTP/AVP 0 13\r\n", "CN/8000"}, nil},
@@ -80,6 +81,7 @@ func TestAnswers(t *testing.T) {
 		{"only fax", sdp(here, "m=image 5002 udptl t38"), Options{}, nil, ErrNotAcceptable},
 		{"sound refused", sdp(here, "m=audio 0 RTP/AVP 0"), Options{}, nil, ErrNotAcceptable},
 		{"loopback from outside", sdp(here, ulaw), Options{Sources: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}}, nil, ErrNotAcceptable},
+		{"loopback though everybody may call", sdp(here, ulaw), Options{Sources: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, nil, ErrNotAcceptable},
 		{"the cloud's metadata", sdp("c=IN IP4 169.254.169.254\r\nt=0 0", ulaw), Options{}, nil, ErrNotAcceptable},
 		{"multicast", sdp("c=IN IP4 224.2.1.1/127\r\nt=0 0", ulaw), Options{}, nil, ErrNotAcceptable},
 		{"broadcast", sdp("c=IN IP4 255.255.255.255\r\nt=0 0", ulaw), Options{}, nil, ErrNotAcceptable},
@@ -287,7 +289,7 @@ func TestOurOwnKeyComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys, err := d.media[0].parseCrypto()
-	if err != nil || len(keys) != len(suites) {
+	if err != nil || len(keys) != offeredSuites {
 		t.Fatalf("%d keys, %v", len(keys), err)
 	}
 	if err := s.Accept(sdp(here, "m=audio 40000 RTP/SAVP 0", "a=crypto:"+keys[0].String()), true); !errors.Is(err, ErrNotAcceptable) {

@@ -124,6 +124,9 @@ var profiles = []string{
 
 // codecNamed returns the codec of a payload, or "".
 func codecNamed(p payload) audio.Codec {
+	if p.name == "g722" && p.clock == 16000 { // honest, and against RFC 3551 §4.5.2
+		return audio.G722
+	}
 	for _, c := range []audio.Codec{audio.PCMU, audio.PCMA, audio.G722, audio.Opus} {
 		if strings.EqualFold(p.name, string(c)) && p.clock == c.Clock() {
 			return c
@@ -179,6 +182,10 @@ func (p *plan) chooseCodecs(list []payload, ours []audio.Codec, all bool) error 
 				p.hasCN, p.cn = true, f.number
 			}
 		}
+	}
+	if p.codec.Clock() == 8000 && p.accept.of(audio.ComfortNoiseType).content == nothing {
+		// Many send comfort noise without having said so.
+		p.accept = append(p.accept, format{number: audio.ComfortNoiseType, content: noise})
 	}
 	return nil
 }

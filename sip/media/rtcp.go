@@ -16,7 +16,8 @@ const (
 	noMedia     = 30 * time.Second
 	mediaGone   = time.Minute
 	heldLongest = 30 * time.Minute
-	// Reports come every five seconds; some send more in the beginning.
+	// Reports come every five seconds; some send more in the beginning, and DTLS before
+	// them is a dozen packets.
 	controlRate, controlSize = 10, 30
 )
 
@@ -37,12 +38,14 @@ func (s *Session) receiveControl() {
 		n, from, err := s.rtcp.ReadFromUDPAddrPort(buf)
 		now := time.Now()
 		switch {
-		case err == nil && n > 0 && buf[0] >= 20 && buf[0] <= 63:
-			// DTLS for RTCP is a dozen packets, and comes before them.
-			s.handshake(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), true)
 		case err == nil && bucket.take(now):
-			if n > 0 && buf[0]>>6 == 2 {
-				s.takeControl(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), false, now)
+			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+			switch {
+			case n == 0:
+			case buf[0] >= 20 && buf[0] <= 63:
+				s.handshake(buf[:n], from, true)
+			case buf[0]>>6 == 2:
+				s.takeControl(buf[:n], from, false, now)
 			}
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -187,8 +190,10 @@ func (s *Session) overdue(now time.Time) string {
 		return ""
 	}
 	since := s.started
-	if in.heard.After(since) {
-		since = in.heard
+	for _, t := range []time.Time{s.turned, in.heard} {
+		if t.After(since) {
+			since = t
+		}
 	}
 	quiet := now.Sub(since)
 	held := s.hold || s.plan != nil && !s.plan.theirs.send || s.plan != nil && !s.plan.theirs.receive

@@ -247,6 +247,13 @@ func TestTimeouts(t *testing.T) {
 		{"media a while ago", func(s *Session) { s.in.heard = s.started.Add(time.Second) }, 50 * time.Second, ""},
 		{"media long ago", func(s *Session) { s.in.heard = s.started.Add(time.Second) }, 62 * time.Second, MediaGone},
 		{"on hold", hold, 29 * time.Minute, ""},
+		{"after a long hold", func(s *Session) {
+			hold(s)
+			s.in.heard, s.started = s.started.Add(-time.Hour), s.started.Add(-2*time.Hour)
+			if _, err := s.Answer(sdp(here, ulaw)); err != nil {
+				panic(err)
+			}
+		}, 50 * time.Second, ""},
 		{"on our hold", func(s *Session) { s.SetHold(true) }, 29 * time.Minute, ""},
 		{"on hold for too long", hold, 31 * time.Minute, HeldTooLong},
 	} {

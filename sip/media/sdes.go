@@ -23,11 +23,15 @@ type suite struct {
 var suites = []suite{
 	{"AES_CM_128_HMAC_SHA1_80", srtp.ProtectionProfileAes128CmHmacSha1_80, 30, 16},
 	{"AEAD_AES_256_GCM", srtp.ProtectionProfileAeadAes256Gcm, 44, 32},
+	{"AES_CM_128_HMAC_SHA1_32", srtp.ProtectionProfileAes128CmHmacSha1_32, 30, 16},
 	{"AEAD_AES_128_GCM", srtp.ProtectionProfileAeadAes128Gcm, 28, 16},
 	{"AES_256_CM_HMAC_SHA1_80", srtp.ProtectionProfileAes256CmHmacSha1_80, 46, 32},
 	{"AES_256_CM_HMAC_SHA1_32", srtp.ProtectionProfileAes256CmHmacSha1_32, 46, 32},
-	{"AES_CM_128_HMAC_SHA1_32", srtp.ProtectionProfileAes128CmHmacSha1_32, 30, 16},
 }
+
+// offeredSuites is how many of them our offers have: each makes the INVITE longer, and
+// over UDP it must stay within one packet (RFC 3261 §18.1.1).
+const offeredSuites = 3
 
 func suiteNamed(name string) (suite, bool) {
 	name = strings.ToUpper(name)

@@ -46,7 +46,8 @@ type Session struct {
 	plan     *plan // nil before there is one
 	final    bool  // the plan is no provisional one
 	started  time.Time
-	finished bool // Timeout was called
+	turned   time.Time // when hold last began or ended
+	finished bool      // Timeout was called
 	reported time.Time
 
 	in  receiver
@@ -170,7 +171,7 @@ func (s *Session) offerKeys(l *localMedia) {
 			l.keys = []cryptoKey{s.plan.local}
 			return
 		}
-		for i, kind := range suites {
+		for i, kind := range suites[:offeredSuites] {
 			k := s.key(kind)
 			k.tag, k.as = i+1, kind.name
 			l.keys = append(l.keys, k)
@@ -459,6 +460,9 @@ func (s *Session) apply(p *plan, final bool) error {
 		return err
 	}
 	s.in.adopt(in, p)
+	if before == nil || before.theirs != p.theirs || before.ours != p.ours {
+		s.turned = time.Now()
+	}
 	s.plan, s.final = p, s.final || final
 	if before != nil && (before.codec != p.codec || before.keying != p.keying) {
 		s.part()
