@@ -204,7 +204,7 @@ func (m *Member) PublishLocal(a AddTrack) (*LocalTrack, error) {
 		a.CID = randomID("local_")
 	}
 	a.Codecs = []Codec{{MimeType: localOpus.MimeType, CID: a.CID}}
-	l := &LocalTrack{layer: &upLayer{ssrc: rand.Uint32(), ring: newPacketRing(audioRing)}, seq: uint16(rand.Uint32())}
+	l := &LocalTrack{layer: &upLayer{ssrc: rand.Uint32()}, seq: uint16(rand.Uint32())}
 	var err error
 	e := m.room.do(func() {
 		var info TrackInfo
@@ -253,6 +253,11 @@ func (t *LocalTrack) Write(payload []byte, timestamp uint32, marker bool, level 
 	if t.reportAt.IsZero() || now.Sub(t.reportAt) >= reportEvery {
 		t.reportAt = now
 		t.layer.reports.Store(&clockMap{ntp: ntpTime(now), rtp: timestamp, at: now})
+	}
+	if t.layer.ring == nil && t.Wanted() { // many phones are never heard by a browser
+		t.up.mu.Lock()
+		t.layer.ring = newPacketRing(audioRing)
+		t.up.mu.Unlock()
 	}
 	level = min(level, 127)
 	t.up.level.observe(level)

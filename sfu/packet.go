@@ -77,7 +77,11 @@ type ringSlot struct {
 
 func newPacketRing(size int) *packetRing { return &packetRing{slots: make([]ringSlot, size)} }
 
+// put keeps a packet. A nil ring keeps nothing.
 func (r *packetRing) put(p *packet) {
+	if r == nil {
+		return
+	}
 	s := &r.slots[int(p.header.SequenceNumber)&(len(r.slots)-1)]
 	s.used, s.seq, s.marker = true, p.header.SequenceNumber, p.header.Marker
 	s.isVP8, s.vp8 = p.isVP8, p.vp8
@@ -86,6 +90,9 @@ func (r *packetRing) put(p *packet) {
 }
 
 func (r *packetRing) get(seq uint16) *ringSlot {
+	if r == nil {
+		return nil
+	}
 	s := &r.slots[int(seq)&(len(r.slots)-1)]
 	if !s.used || s.seq != seq {
 		return nil

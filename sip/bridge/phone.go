@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,7 +103,7 @@ func newPhone(b *bridge, seat call.Seat, o PhoneOptions) *Phone {
 		input: input{secret: seat.Keys != nil}, bridge: b, identity: seat.Grant.Identity,
 		sound: o.Sound, options: o, wake: make(chan struct{}, 1), unwatch: func() {},
 		hears: make(map[call.TrackSID]bool), gate: newGate(),
-		packet: make([]byte, opus.MaxPayload), volume: loud, clock: rand.Uint32(),
+		volume: loud, clock: rand.Uint32(),
 	}
 	p.muted.Store(o.StartMuted)
 	p.noise.SetLevel(comfort)
@@ -484,7 +485,7 @@ func (p *Phone) newEncoder() bool {
 		p.bridge.all.log.Error("no Opus encoder", "err", err)
 		return false
 	}
-	p.encoder = e
+	p.encoder, p.packet = e, slices.Grow(p.packet[:0], opus.MaxPayload)
 	return true
 }
 
