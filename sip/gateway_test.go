@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -929,5 +930,41 @@ func TestLineOfTheRequest(t *testing.T) {
 	_, err := h.gate.Dial(context.Background(), call.DialRequest{Room: "standup", By: "key", Number: "+498912345678", Via: via})
 	if !errors.Is(err, call.ErrForbidden) {
 		t.Errorf("a line of one's own goes past the operator's list: %v", err)
+	}
+}
+
+// TestProviderAsks answers the OPTIONS of a provider that takes calls out alone, and
+// never shuts it out.
+func TestProviderAsks(t *testing.T) {
+	provider := newDesk(t, "127.0.0.8")
+	h := newHouse(t, nil, func(c *Config) {
+		c.Block.BanAfter = 2
+		c.Trunks = append(c.Trunks, call.Trunk{
+			ID: "out", Direction: "outbound", Targets: []string{"sip:" + provider.addr()}, Allow: []string{"+43"},
+		})
+	})
+	eventually(t, "the provider's host is known", func() bool {
+		_, ok := h.gate.hostOf(h.gate.lines.Load(), netip.MustParseAddr("127.0.0.8"))
+		return ok
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for range 5 {
+		r, err := provider.ep.Request(ctx, dialog.Message{Method: "OPTIONS", Target: dialog.Target{URI: "sip:" + h.addr()}})
+		if err != nil || r.Code != 200 {
+			t.Fatalf("%d %v", r.Code, err)
+		}
+	}
+	// But calls may not come over it.
+	p := provider.dial(h, carol, roomNumber)
+	select {
+	case e := <-p.progress:
+		t.Errorf("told %d", e.Code)
+	case <-p.answered:
+		t.Error("a call over a trunk for calls out was answered")
+	case <-time.After(time.Second):
+	}
+	if bans := h.gate.Bans(); len(bans) != 0 {
+		t.Errorf("%+v", bans)
 	}
 }

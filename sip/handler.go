@@ -70,6 +70,12 @@ func (h doorman) Trunk(r *dialog.Request) dialog.Verdict {
 		}
 		return v
 	}
+	if r.Method == "OPTIONS" {
+		// Providers ask those who call over them whether they are there.
+		if t, ok := s.hostOf(all, ip); ok {
+			return s.accept(t, r)
+		}
+	}
 	var digest []line
 	for _, t := range all.trunks {
 		if t.inbound() && t.In.Digest && len(t.networks) == 0 {

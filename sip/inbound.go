@@ -81,6 +81,9 @@ func (l *leg) introduce(r *dialog.Request) {
 		l.attrs[attrVerstat] = r.Verstat
 	}
 	for _, h := range r.All() {
+		if who.Anonymous {
+			break // a provider's header may tell what the caller does not want told
+		}
 		// LiveKit hands extension headers on; ours are bounded.
 		if goodHeader(h.Name) && len(h.Value) <= 256 && len(l.attrs) < 16 {
 			l.attrs["sip.h."+strings.ToLower(h.Name)] = strings.ToValidUTF8(h.Value, "")

@@ -86,6 +86,9 @@ func (l *leg) attributes(status string) map[string]string {
 	attrs := make(map[string]string)
 	maps.Copy(attrs, l.rule.Action.Attrs)
 	maps.Copy(attrs, l.attrs)
+	if l.private {
+		maps.DeleteFunc(attrs, func(name, _ string) bool { return name == attrForwarded || strings.HasPrefix(name, "sip.h.") })
+	}
 	host, _ := os.Hostname()
 	for name, value := range map[string]string{
 		attrCallID: string(l.id), attrCallIDFull: now.SIPCallID, attrStatus: status, attrTrunk: now.Trunk,

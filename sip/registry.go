@@ -12,7 +12,9 @@ import (
 
 // setLines makes trunks and rules those of now.
 func (s *Server) setLines(all *lines) {
-	s.lines.Store(all)
+	if s.lines.Swap(all) != nil {
+		s.background(s.meet) // a trunk may be new
+	}
 	var kept []trunk.Line
 	for _, t := range all.trunks {
 		kept = append(kept, trunk.Line{Trunk: t.Trunk, Source: t.source, Contact: t.token, Networks: t.networks})
@@ -28,8 +30,58 @@ func (s *Server) setLines(all *lines) {
 	}
 }
 
-// learned spares the trunks' hosts from bans: their networks, and where their
-// registrars have answered from.
+// meet looks up the targets of all trunks, so that their hosts are known.
+func (s *Server) meet(ctx context.Context) {
+	for _, t := range s.lines.Load().trunks {
+		for _, target := range append(slices.Clone(t.Targets), t.Outbound) {
+			if target == "" {
+				continue
+			}
+			// One that cannot be found is reported where it is called.
+			if hops, err := s.endpoint.Resolve(ctx, target); err == nil {
+				s.met(t.ID, hops)
+			}
+		}
+	}
+}
+
+// maxHosts bounds how many addresses of one trunk's targets are known.
+const maxHosts = 64
+
+// met notes the addresses of a trunk's target.
+func (s *Server) met(trunk string, hops []dialog.Hop) {
+	if trunk == inlineTrunk {
+		return
+	}
+	fresh := false
+	s.mu.Lock()
+	for _, hop := range hops {
+		ip := hop.Addr.Addr().Unmap()
+		if have := s.hosts[trunk]; !slices.Contains(have, ip) {
+			s.hosts[trunk] = append(have[max(0, len(have)-maxHosts+1):], ip)
+			fresh = true
+		}
+	}
+	s.mu.Unlock()
+	if fresh {
+		s.learned()
+	}
+}
+
+// hostOf returns the trunk that has a target at an address.
+func (s *Server) hostOf(all *lines, ip netip.Addr) (line, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range all.trunks {
+		if slices.Contains(s.hosts[t.ID], ip) {
+			return t, true
+		}
+	}
+	return line{}, false
+}
+
+// learned spares the trunks' hosts from bans: their networks, where their
+// registrars have answered from, and where we call them.
 func (s *Server) learned() {
 	all := s.lines.Load()
 	if all == nil {
@@ -40,6 +92,11 @@ func (s *Server) learned() {
 		for _, ip := range s.trunks.Sources(t.ID) {
 			networks = append(networks, netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()))
 		}
+		s.mu.Lock()
+		for _, ip := range s.hosts[t.ID] {
+			networks = append(networks, netip.PrefixFrom(ip, ip.BitLen()))
+		}
+		s.mu.Unlock()
 	}
 	s.bans.SetTrunks(networks)
 }

@@ -82,7 +82,8 @@ type Server struct {
 	mu       sync.Mutex // guards the following fields
 	stopping bool
 	active   map[call.LegID]*leg
-	ended    []*leg // the latest last
+	ended    []*leg                  // the latest last
+	hosts    map[string][]netip.Addr // of each trunk's targets
 }
 
 // New validates the configuration, binds the SIP sockets and reads trunks and
@@ -96,6 +97,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 		directory:   Static{Rooms: cfg.Rooms, Next: deps.Directory},
 		secret:      deps.Secret,
 		active:      make(map[call.LegID]*leg),
+		hosts:       make(map[string][]netip.Addr),
 		pinAttempts: guard.DefaultPINs().Attempts,
 	}
 	if len(s.secret) == 0 {
@@ -248,6 +250,7 @@ func (s *Server) Run(ctx context.Context) error {
 	run("sip bridge", s.bridges.Run)
 	run("sip", s.endpoint.Run)
 	parts.Go(func() { s.keepAlive(partCtx) })
+	parts.Go(func() { s.meet(partCtx) })
 	trunksCtx, stopTrunks := context.WithCancel(context.Background())
 	var trunks sync.WaitGroup
 	trunks.Go(func() { _ = s.trunks.Run(trunksCtx) })
