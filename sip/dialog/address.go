@@ -219,7 +219,7 @@ func parseNameAddr(s string) (a nameAddr, ok bool) {
 // validURI checks a URI of any scheme, sip and sips more closely.
 func validURI(s string) bool {
 	scheme, rest, ok := strings.Cut(s, ":")
-	if !ok || rest == "" || !isToken(scheme) || strings.ContainsAny(s, " \t<>\"") || !printable(s) {
+	if !ok || rest == "" || !isToken(scheme) || strings.ContainsAny(s, " <>\"") || hasControl(s) {
 		return false
 	}
 	switch strings.ToLower(scheme) {
@@ -232,7 +232,7 @@ func validURI(s string) bool {
 
 // parseURI reads a sip or sips URI (RFC 3261 §19.1.1).
 func parseURI(s string) (u sip.Uri, ok bool) {
-	if strings.ContainsAny(s, " \t<>\"\r\n") {
+	if strings.ContainsAny(s, " <>\"") || hasControl(s) {
 		return u, false
 	}
 	// The user part may have ; ? and : in it; only what follows its @ is host,

@@ -144,7 +144,7 @@ func checkURI(uri string) *fault {
 		}
 		return nil
 	case "tel":
-		if strings.ContainsAny(rest, "<>\" ") {
+		if strings.ContainsAny(rest, "<>\" ") || hasControl(rest) {
 			return bad("Malformed Request-URI")
 		}
 		return nil

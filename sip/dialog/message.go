@@ -264,9 +264,17 @@ func scan(data []byte, stream bool, max int) (m *message, n int, err error) {
 
 // startLine reads the first line (RFC 3261 §7.1, §7.2): single spaces, nothing
 // around them.
-func (m *message) startLine(line string) *fault {
+func (m *message) startLine(line string) (f *fault) {
 	if len(line) > maxStartLine {
 		return bad("Start Line Too Long")
+	}
+	if hasControl(line) {
+		line = oneLine(line)
+		defer func() {
+			if f == nil {
+				f = bad("Control Character In Start Line")
+			}
+		}()
 	}
 	if rest, ok := cutPrefixFold(line, "SIP/2.0 "); ok {
 		code, reason, _ := strings.Cut(rest, " ")
@@ -321,6 +329,16 @@ func printable(s string) bool {
 		}
 	}
 	return true
+}
+
+// hasControl finds control characters, which stand in no URI and no token.
+func hasControl(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] == 0x7f {
+			return true
+		}
+	}
+	return false
 }
 
 func isDigits(s string) bool {
