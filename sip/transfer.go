@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -115,35 +116,68 @@ func (s *Server) transferTarget(l *leg, trunk call.Trunk, to string) (string, *d
 		}
 		return r.To.URI, replaces, nil
 	}
-	if strings.ContainsAny(to, "\r\n<> \"") && !strings.HasPrefix(to, "+") {
-		return "", nil, fmt.Errorf("%q is no place to transfer to: %w", printable(to), call.ErrInvalid)
+	user, place, err := splitTarget(to)
+	if err != nil {
+		return "", nil, err
 	}
-	user, host := to, ""
-	switch scheme, rest, ok := strings.Cut(to, ":"); {
-	case !ok:
-	case scheme == "tel":
-		user, _, _ = strings.Cut(rest, ";")
-	case scheme == "sip" || scheme == "sips":
-		rest, _, _ = strings.Cut(rest, ";")
-		user, host, ok = strings.Cut(rest, "@")
-		if !ok {
-			return "", nil, fmt.Errorf("%q names nobody: %w", printable(to), call.ErrInvalid)
-		}
-	default:
-		return "", nil, fmt.Errorf("%q is no place to transfer to: %w", printable(to), call.ErrInvalid)
-	}
-	if strings.Trim(user, "+0123456789*#-.() ") != "" {
-		return to, nil, nil // a name, not a number
+	if place != "" && !numberLike(user) {
+		return place[:strings.Index(place, ":")+1] + url.PathEscape(user) + place[strings.Index(place, "@"):], nil, nil
 	}
 	all := s.lines.Load()
 	result := s.plan.Route(numbers.Query{Typed: user, Trunks: all.queryTrunks()})
 	if err := result.Err(); err != nil {
 		return "", nil, err
 	}
-	if host != "" || strings.HasPrefix(to, "tel:") {
-		return to, nil, nil
+	// What the plan has decided about is sent, not what was typed: others may read
+	// that in another way.
+	switch {
+	case place != "":
+		return place[:strings.Index(place, ":")+1] + url.PathEscape(result.Number) + place[strings.Index(place, "@"):], nil, nil
+	case strings.HasPrefix(to, "tel:") && strings.HasPrefix(result.Number, "+"):
+		return "tel:" + result.Number, nil, nil
 	}
 	return "sip:" + result.Number + "@" + trunkHost(trunk, l), nil, nil
+}
+
+// splitTarget takes a place to transfer to apart: a number as people write it, a
+// "tel:" URI, or a "sip:" or "sips:" URI, of which place is the rest: "sip:@host".
+// Passwords, parameters of the user, and header fields are refused: each is a way
+// to say something else than the dial plan sees.
+func splitTarget(to string) (user, place string, err error) {
+	wrong := fmt.Errorf("%q is no place to transfer to: %w", printable(to), call.ErrInvalid)
+	if len(to) > 256 || strings.ContainsAny(to, "\r\n<>\"\x00") {
+		return "", "", wrong
+	}
+	scheme, rest, found := strings.Cut(to, ":")
+	scheme = strings.ToLower(scheme)
+	switch {
+	case !found:
+		return to, "", nil
+	case scheme == "tel":
+		return rest, "", nil
+	case scheme != "sip" && scheme != "sips":
+		return "", "", wrong
+	}
+	user, host, found := strings.Cut(rest, "@")
+	if user, err = url.PathUnescape(user); err != nil {
+		return "", "", wrong
+	}
+	if !found || host == "" || strings.ContainsAny(host, "@? ") || user == "" || strings.ContainsAny(user, ":;@?%/ ") {
+		return "", "", wrong
+	}
+	if strings.Trim(user, asciiGraphic) != "" || strings.Contains(strings.ToLower(host), ";user=phone") && !numberLike(user) {
+		return "", "", wrong
+	}
+	return user, scheme + ":@" + host, nil
+}
+
+// asciiGraphic is what the name of somebody on an exchange is made of.
+const asciiGraphic = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+*#-_.()!~'&=$,"
+
+// numberLike reports whether an exchange may take a user's name for a number: it
+// begins like one, or has nothing else in it.
+func numberLike(user string) bool {
+	return user != "" && strings.ContainsRune("+0123456789*#(", rune(user[0])) || strings.Trim(user, "+0123456789*#-.()") == ""
 }
 
 // trunkHost is the host that a trunk's numbers are at.
