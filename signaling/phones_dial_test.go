@@ -163,6 +163,14 @@ func TestMayDial(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
+	if _, err := w.home.CreateUser(ctx, "root", "correct horse", true); err != nil {
+		t.Fatal(err)
+	}
+	for user, old := range map[string]bool{"@root:test.example": true, string(alice.id): false} {
+		if made, err := w.d.AccountCreated(ctx, user); err != nil || (time.Since(made) > time.Hour) != old {
+			t.Errorf("account of %s made at %v, %v", user, made, err)
+		}
+	}
 }
 
 func TestRing(t *testing.T) {
