@@ -73,7 +73,8 @@ func splitList(s string) []string {
 	return kept
 }
 
-// parseParams reads ";a=b;c". With strict an empty parameter is an error.
+// parseParams reads ";a=b;c". With strict an empty parameter is an error, but for
+// one at the end, which some phones leave there.
 func parseParams(s string, strict bool) (params, bool) {
 	s = strings.TrimSpace(s)
 	if s == "" {
@@ -83,9 +84,10 @@ func parseParams(s string, strict bool) (params, bool) {
 		return nil, false
 	}
 	var ps params
-	for _, part := range splitOutside(s[1:], ';') {
+	parts := splitOutside(s[1:], ';')
+	for i, part := range parts {
 		if part == "" {
-			if strict {
+			if strict && i < len(parts)-1 {
 				return nil, false
 			}
 			continue

@@ -72,7 +72,9 @@ type Resolver interface {
 // goroutines and, Invite apart, must not block for long.
 type Handler interface {
 	// Screen says whether anything is to be read from src. It comes before
-	// parsing; false drops without an answer, and closes a connection.
+	// parsing, for each datagram, each connection and each message of a connection
+	// that has brought nothing acceptable yet; false drops without an answer, and
+	// closes a connection.
 	Screen(src netip.AddrPort, network string) bool
 	// Bad tells of something that counts toward a ban: a malformed message, a
 	// failed digest, a method nobody asked for. why is a short fixed word.

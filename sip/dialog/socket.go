@@ -324,7 +324,7 @@ func (c *conn) read() {
 				break
 			}
 			need, begun = 0, time.Time{}
-			if c.e.stopping() || !c.e.handler.Screen(c.flow.remote, c.flow.network) {
+			if c.e.stopping() || !c.trusted.Load() && !c.client && !c.e.handler.Screen(c.flow.remote, c.flow.network) {
 				return
 			}
 			c.e.receive(m, err, c.flow)

@@ -1,7 +1,6 @@
 package dialog
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -141,10 +140,6 @@ func TestFraming(t *testing.T) {
 	conn, read := dialTCP(t, s)
 	// Two in one write, keep-alive before, between and after.
 	fmt.Fprint(conn, "\r\n\r\n"+optionsText("one")+"\r\n\r\n"+optionsText("two")+"\r\n")
-	r := bufio.NewReader(conn)
-	for range 2 {
-		_ = r
-	}
 	for _, id := range []string{"one", "two"} {
 		m := read()
 		if m == nil || m.callID != id || m.code != 200 {

@@ -2,6 +2,7 @@ package dialog
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -96,9 +97,9 @@ func tortured(t testing.TB, name string) []byte {
 	return b
 }
 
-func tortureSide(t *testing.T, listen string) *side {
+func tortureSide(t *testing.T, listen string, cert *tls.Config) *side {
 	s := newSide(t, func(c *Config, d *desk) {
-		c.Listen = []string{listen}
+		c.Listen, c.TLS = []string{listen}, cert
 		c.ReadTimeout = time.Second
 		d.verdict = func(r *Request) Verdict {
 			if r.Method == "REGISTER" {
@@ -159,14 +160,21 @@ func TestTorture(t *testing.T) {
 	}
 	const options = "OPTIONS sip:x@example.com SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1;rport;branch=z9hG4bKalive\r\n" +
 		"From: <sip:a@b>;tag=1\r\nTo: <sip:x@example.com>\r\nCall-ID: alive\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
-	for _, network := range []string{"udp", "tcp"} {
+	server, client := testTLS(t)
+	for _, network := range []string{"udp", "tcp", "tls"} {
+		dial := func(addr string) (net.Conn, error) {
+			if network == "tls" {
+				return tls.Dial("tcp", addr, client)
+			}
+			return net.Dial(network, addr)
+		}
 		t.Run(network, func(t *testing.T) {
 			for _, c := range torture {
 				t.Run(c.name, func(t *testing.T) {
 					// Each has an endpoint of its own: some share their branch.
-					s := tortureSide(t, network+"://127.0.0.1:0")
+					s := tortureSide(t, network+"://127.0.0.1:0", server)
 					_, addr, _ := strings.Cut(s.Addrs()[0], "://")
-					conn, err := net.Dial(network, addr)
+					conn, err := dial(addr)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -175,7 +183,7 @@ func TestTorture(t *testing.T) {
 						t.Fatal(err)
 					}
 					want := c.udp
-					if network == "tcp" && c.tcp != 0 {
+					if network != "udp" && c.tcp != 0 {
 						want = max(c.tcp, 0)
 					}
 					wait := patience
@@ -185,7 +193,7 @@ func TestTorture(t *testing.T) {
 					if got := status(conn, wait); got != want {
 						t.Errorf("%d, want %d: %s", got, want, c.why)
 					}
-					again, err := net.Dial(network, addr)
+					again, err := dial(addr)
 					if err != nil {
 						t.Fatal(err)
 					}

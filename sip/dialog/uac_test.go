@@ -445,7 +445,7 @@ func TestSessionTimer(t *testing.T) {
 	})
 	t.Run("we refresh as the one called, for they cannot", func(t *testing.T) {
 		bubble(t, func(t *testing.T, s *side, p *phone) {
-			pc, c := p.talk(s, "Allow: INVITE, ACK, BYE")
+			_, c := p.talk(s, "Allow: INVITE, ACK, BYE")
 			began := time.Now()
 			inv := p.request("INVITE") // no UPDATE in Allow
 			if d := time.Since(began); d != 300*time.Second {
@@ -460,7 +460,6 @@ func TestSessionTimer(t *testing.T) {
 			p.answer(inv, 481, "")
 			p.request("ACK")
 			finish(t, c)
-			_ = pc
 		}, func(_ *Config, d *desk) {
 			d.verdict = func(*Request) Verdict {
 				return Verdict{Action: Accept, Options: CallOptions{SessionExpires: 600}}
@@ -491,7 +490,7 @@ func TestSessionTimer(t *testing.T) {
 				t.Errorf("the UPDATE: %v", up.headers)
 			}
 			p.answer(up, 200, "", "Session-Expires: 1000;refresher=uac")
-			up = p.request("UPDATE")
+			p.request("UPDATE")
 			// Nobody answers any more.
 			for {
 				m := p.within(time.Minute)
@@ -502,7 +501,6 @@ func TestSessionTimer(t *testing.T) {
 			if e := finish(t, c); !e.Timeout {
 				t.Errorf("ended with %+v", e)
 			}
-			_ = up
 		})
 	})
 }
