@@ -172,6 +172,7 @@ func (r *sipRun) check(ctx context.Context) error {
 	}
 	var all []sip.TrunkCheck
 	for _, id := range trunks {
+		fmt.Fprintf(r.stderr, "trying %s: this takes up to half a minute where nobody answers\n", id)
 		c, err := r.phones.Check(ctx, id)
 		if err != nil {
 			return err
@@ -186,6 +187,7 @@ func (r *sipRun) check(ctx context.Context) error {
 		if len(trunks) == 1 {
 			trunk = trunks[0]
 		}
+		fmt.Fprintln(r.stderr, "placing a test call")
 		c, err := r.phones.TestCall(ctx, trunk, r.number)
 		if err != nil {
 			return err
