@@ -78,13 +78,14 @@ async function evidence(dir) {
 }
 
 let answers;
-// ask lets the Go test do something and returns its answer.
-export async function ask(name) {
+// ask lets the Go test do something, with a value if it wants one, and returns
+// its answer.
+export async function ask(name, value) {
   answers ??= createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-  print({ ask: name });
-  const { value, done } = await answers.next();
+  print({ ask: name, value });
+  const { value: line, done } = await answers.next();
   if (done) throw new Error(`no answer to ${name}`);
-  return JSON.parse(value).answer;
+  return JSON.parse(line).answer;
 }
 
 export const sleep = (ms) => new Promise((r) => setTimeout(r, ms));

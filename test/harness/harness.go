@@ -257,6 +257,8 @@ type Script struct {
 	// Asks answers the script's own requests ({"ask": name} lines), for what
 	// only the test can do, such as restarting the server.
 	Asks map[string]func() any
+	// Told answers those requests that come with a value.
+	Told map[string]func(value json.RawMessage) any
 }
 
 // Run runs the script against s and returns its result. It fails the test when
@@ -316,6 +318,7 @@ func (s *Server) Try(t testing.TB, script Script) (json.RawMessage, error) {
 	for in.Scan() {
 		var line struct {
 			Ask    string          `json:"ask"`
+			Value  json.RawMessage `json:"value"`
 			Result json.RawMessage `json:"result"`
 			Error  string          `json:"error"`
 		}
@@ -328,6 +331,8 @@ func (s *Server) Try(t testing.TB, script Script) (json.RawMessage, error) {
 			answer := any(nil)
 			if f := script.Asks[line.Ask]; f != nil {
 				answer = f()
+			} else if f := script.Told[line.Ask]; f != nil {
+				answer = f(line.Value)
 			}
 			b, err := json.Marshal(map[string]any{"answer": answer})
 			if err != nil {

@@ -23,7 +23,7 @@ type PhoneOptions struct {
 	Domain    string // of its address; empty: where it listens
 	IP        string // empty: 127.0.0.1
 	Port      int    // 0: any free one
-	Says      Sound  // empty: silence
+	Says      Sound  // empty: silence. It hangs up when it has nothing more to say
 	Codecs    string // as baresip writes them; empty: PCMU/8000/1
 	Transport string // udp, tcp, tls; empty: udp
 	Encrypt   string // srtp, srtp-mand, dtls_srtp; empty: none
@@ -32,7 +32,6 @@ type PhoneOptions struct {
 	Username  string
 	Password  string
 	Expires   int
-	DTMF      string // rtpevent, info, auto; empty: rtpevent
 	Account   string // further parameters of the account, each with its ;
 	Config    string // further lines of the configuration
 	CertFile  string // TLS: own certificate and key
@@ -77,7 +76,6 @@ func StartPhone(t testing.TB, o PhoneOptions) *Phone {
 	o.User = or(o.User, o.Name)
 	o.Codecs = or(o.Codecs, "PCMU/8000/1")
 	o.Transport = or(o.Transport, "udp")
-	o.DTMF = or(o.DTMF, "rtpevent")
 	if o.Seconds == 0 {
 		o.Seconds = 180
 	}
@@ -117,7 +115,7 @@ func (p *Phone) configure(t testing.TB, control string) {
 	o := p.Options
 	says := o.Says
 	if len(says.Samples) == 0 {
-		says = Sound{48_000, make([]float64, 48_000)}
+		says = Sound{48_000, make([]float64, 100*48_000)}
 	}
 	source := filepath.Join(p.dir, "says.wav")
 	if err := says.WriteWAV(source); err != nil {
@@ -176,7 +174,7 @@ func (p *Phone) configure(t testing.TB, control string) {
 	file(t, p.dir, "config", strings.Join(lines, "\n")+"\n")
 	file(t, p.dir, "contacts", "")
 
-	account := fmt.Sprintf("<sip:%s@%s;transport=%s>;audio_codecs=%s;dtmfmode=%s", o.User, p.Options.Domain, o.Transport, o.Codecs, o.DTMF)
+	account := fmt.Sprintf("<sip:%s@%s;transport=%s>;audio_codecs=%s", o.User, p.Options.Domain, o.Transport, o.Codecs)
 	if !o.Manual {
 		account += ";answermode=auto"
 	}

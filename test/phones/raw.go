@@ -89,6 +89,7 @@ func (r *Raw) Wait(timeout time.Duration, prefix string) (string, bool) {
 // A rawRequest is a request of one's own making.
 type rawRequest struct {
 	method, user string // user of the Request-URI and of To
+	caller       string // empty: +493023125000
 	callID, tag  string // of From
 	branch       string
 	toTag        string
@@ -109,7 +110,7 @@ func (r *Raw) request(q rawRequest) string {
 	}
 	body := strings.ReplaceAll(q.body, "\n", "\r\n")
 	return fmt.Sprintf("%s sip:%s@%s SIP/2.0\nVia: SIP/2.0/UDP %s;branch=z9hG4bK%s;rport\nMax-Forwards: 70\nFrom: <sip:%s@%s>;tag=%s\nTo: %s\nCall-ID: %s\nCSeq: %d %s\nContact: <sip:raw@%s>\n%s%sContent-Length: %d\n\n%s",
-		q.method, q.user, r.to, me, q.branch, "+493023125000", me, q.tag, to, q.callID, max(q.cseq, 1), q.method, me, q.headers, content, len(body), q.body)
+		q.method, q.user, r.to, me, q.branch, or(q.caller, "+493023125000"), me, q.tag, to, q.callID, max(q.cseq, 1), q.method, me, q.headers, content, len(body), q.body)
 }
 
 func word() string { return fmt.Sprintf("%016x", rand.Uint64()) }
@@ -130,7 +131,12 @@ var contact = regexp.MustCompile(`(?m)^Contact:.*<(sip:[^>]+)>`)
 // wants sound, and what hangs up.
 func (r *Raw) Call(t testing.TB, number string, media netip.AddrPort) (to netip.AddrPort, hangUp func()) {
 	t.Helper()
-	q := r.invite(number, media)
+	return r.CallWith(t, r.invite(number, media))
+}
+
+// CallWith is Call with an INVITE of one's own.
+func (r *Raw) CallWith(t testing.TB, q rawRequest) (to netip.AddrPort, hangUp func()) {
+	t.Helper()
 	r.Send(r.request(q))
 	answer, ok := r.Wait(15*time.Second, "SIP/2.0 200")
 	if !ok {

@@ -23,6 +23,8 @@ type Tones struct {
 	mu       sync.Mutex
 	to       netip.AddrPort
 	hz       float64
+	keys     string // still to be pressed, in the sound itself
+	pressed  uint32 // samples of the first of keys
 	ssrc     uint32
 	received int
 	from     map[netip.AddrPort]int
@@ -117,13 +119,44 @@ func (x *Tones) send(stop chan struct{}) {
 		case <-tick.C:
 		}
 		x.mu.Lock()
-		to, hz, ssrc := x.to, x.hz, x.ssrc
+		to, ssrc := x.to, x.ssrc
+		packet := tonePacket(ssrc, seq, at, x.hz)
+		if x.keys != "" {
+			x.press(packet[12:])
+		}
 		x.mu.Unlock()
 		if to.IsValid() {
-			_, _ = x.conn.WriteToUDPAddrPort(tonePacket(ssrc, seq, at, hz), to)
+			_, _ = x.conn.WriteToUDPAddrPort(packet, to)
 		}
 		seq++
 		at += 160
+	}
+}
+
+// Press says keys as a telephone without anything better does: as pairs of tones
+// (ITU-T Q.23), 100 ms each, with pauses as long.
+func (x *Tones) Press(keys string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.keys += keys
+}
+
+// press overwrites one packet's payload; mu is held.
+func (x *Tones) press(payload []byte) {
+	const keypad = "123A456B789C*0#D"
+	rows, columns := []float64{697, 770, 852, 941}, []float64{1209, 1336, 1477, 1633}
+	key := strings.IndexByte(keypad, x.keys[0])
+	for i := range payload {
+		v := 0.0
+		if x.pressed < 800 {
+			phase := 2 * math.Pi * float64(x.pressed) / 8000
+			v = 0.25 * (math.Sin(phase*rows[key/4]) + math.Sin(phase*columns[key%4]))
+		}
+		payload[i] = toULaw(v)
+		x.pressed++
+	}
+	if x.pressed >= 1600 {
+		x.keys, x.pressed = x.keys[1:], 0
 	}
 }
 

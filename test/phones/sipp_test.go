@@ -36,7 +36,7 @@ func TestScenariosFailInSilence(t *testing.T) {
 	defer silent.Close()
 	var all []*Sipp
 	for _, name := range scenarios(t) {
-		s := Scenario{File: name, Number: "+4930120001", Timeout: 3 * time.Second}
+		s := Scenario{File: name, Number: "+4930120001", Timeout: 3 * time.Second, Media: silent.LocalAddr().(*net.UDPAddr).AddrPort()}
 		if !strings.HasPrefix(name, "out-") {
 			s.Target = silent.LocalAddr().(*net.UDPAddr).AddrPort()
 		}
