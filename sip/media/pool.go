@@ -187,10 +187,14 @@ func (p *Pool) listenOne(port int) (*net.UDPConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("RTP port: %w", err)
 	}
-	// Both may fail, for an address family that the socket does not have: then
-	// packets go out without a mark.
-	_ = ipv4.NewConn(c).SetTOS(expedited)
-	_ = ipv6.NewConn(c).SetTrafficClass(expedited)
+	// A socket for all addresses has both families, if the machine has. Where it
+	// fails, packets go out without a mark.
+	if ip := p.cfg.BindIP; !ip.IsValid() || ip.Is4() || ip.IsUnspecified() {
+		_ = ipv4.NewConn(c).SetTOS(expedited)
+	}
+	if ip := p.cfg.BindIP; !ip.IsValid() || ip.Is6() {
+		_ = ipv6.NewConn(c).SetTrafficClass(expedited)
+	}
 	return c, nil
 }
 

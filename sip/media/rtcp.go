@@ -263,11 +263,14 @@ func (s *Session) name() string {
 	return string(out)
 }
 
-// bye says by RTCP that we leave (RFC 3550 §6.6), if anything was sent.
+// bye says by RTCP that we leave (RFC 3550 §6.3.7), if anything was sent.
 func (s *Session) bye() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.plan == nil {
+	s.out.mu.Lock()
+	sent := s.out.count > 0
+	s.out.mu.Unlock()
+	if s.plan == nil || !sent {
 		return
 	}
 	if b := s.report(time.Now(), true); b != nil {
