@@ -185,11 +185,9 @@ func (s *Server) algorithms(of []line) []string {
 
 // callOptions are the settings of a call over a trunk, either way.
 func (s *Server) callOptions(t line) dialog.CallOptions {
-	o := dialog.CallOptions{PRACK: t.PRACK, SessionExpires: t.Expires, Networks: t.networks}
-	if ip, err := netip.ParseAddr(t.ExternalIP); err == nil {
-		o.ExternalIP = ip
+	return dialog.CallOptions{
+		PRACK: t.PRACK, SessionExpires: t.Expires, Networks: t.networks, ExternalIP: s.public(t.Trunk),
 	}
-	return o
 }
 
 // Invite implements dialog.Handler: the call has passed the door.
@@ -203,7 +201,7 @@ func (h doorman) Invite(c *dialog.Call) {
 		return
 	}
 	l := h.s.newLeg(call.Inbound)
-	l.dialog = c
+	l.use(c)
 	l.inviteAt = time.Now()
 	if !h.s.add(l) {
 		go drain(c)

@@ -23,6 +23,9 @@ import (
 // is not there. The homeserver has to let the ghost in and make its keys.
 const joinLimit = 3 * time.Second
 
+// lobbyLimit is how long a phone may wait for somebody to let it in.
+const lobbyLimit = 30 * time.Minute
+
 // defaultRing is how long a user's clients ring.
 const defaultRing = 45 * time.Second
 
@@ -258,17 +261,38 @@ func (l *leg) roomName(a call.DispatchAction) string {
 	if a.Type == "callee" {
 		part = l.snapshot().Local
 	}
-	if part == "" {
-		part = "anonymous"
-	}
+	part = roomPart(part)
 	name := part
-	if a.Room != "" {
+	switch {
+	case a.Room != "":
 		name = a.Room + "_" + part
+	case part != anonymousPart && strings.Trim(part, "+0123456789") != "":
+		// Callers write it themselves. It must not become the name of another room.
+		name = "phone_" + part
 	}
 	if a.Randomize {
 		name += "_" + rand.Text()[:12]
 	}
 	return name
+}
+
+// anonymousPart stands for the number of callers who show none.
+const anonymousPart = "anonymous"
+
+// roomPart is a number as a part of a room's name. What is none, such as the name of
+// somebody on a private exchange, keeps its letters and digits: "#alias:server" and
+// "!id:server" would be rooms of Matrix.
+func roomPart(number string) string {
+	part := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || strings.ContainsRune("+-._", r) {
+			return r
+		}
+		return -1
+	}, number)
+	if part == "" {
+		return anonymousPart
+	}
+	return part
 }
 
 // toRoom joins first and answers when the phone has its seat.
@@ -473,7 +497,10 @@ func (l *leg) waitInLobby() bool {
 	l.setStatus("lobby")
 	refused := l.seat.Refused
 	decided := either(l.seat.Lobby, eitherOr(refused, l.ctx.Done()))
-	if !l.pump(decided, nil) {
+	left, _ := l.lease.Left(time.Now())
+	timer := time.NewTimer(min(left, lobbyLimit))
+	defer timer.Stop()
+	if !l.pump(decided, timer.C) {
 		return false
 	}
 	l.voice.setTone(nil)

@@ -375,8 +375,30 @@ func (l *leg) press(digits string) {
 		}
 		return
 	}
-	d := l.dialog
+	if l.toPress += digits; len(l.toPress) > maxToPress {
+		l.toPress = l.toPress[:maxToPress]
+	}
+	if !l.pressing {
+		l.sendKeys()
+	}
+}
+
+// maxToPress is how many digits may wait to go out by INFO; more are lost.
+const maxToPress = 64
+
+// sendKeys sends the digits that wait, one after the other, however many ask.
+func (l *leg) sendKeys() {
+	digits, d := l.toPress, l.dialog
+	l.toPress, l.pressing = "", digits != ""
+	if !l.pressing {
+		return
+	}
 	l.background(func(ctx context.Context) {
+		defer l.post(func() {
+			if l.pressing = false; !l.over {
+				l.sendKeys()
+			}
+		})
 		for _, digit := range []byte(digits) {
 			wait := 160 * time.Millisecond
 			if digit == 'w' {
@@ -417,6 +439,11 @@ func cleanDigits(digits string) (string, error) {
 // endpoint when the new one is answered.
 func (l *leg) takeOver(by *dialog.Call) {
 	l.follow(by)
+	if l.snapshot().Answered.IsZero() {
+		// What is ringing still has a script that waits for its own answer.
+		_ = by.Reject(481, "")
+		return
+	}
 	r := by.Request()
 	m, err := l.s.pool.Open(l.mediaOptions(r.Source))
 	if err != nil {
@@ -434,10 +461,11 @@ func (l *leg) takeOver(by *dialog.Call) {
 		_ = by.Reject(488, "")
 		return
 	}
-	old := l.sound.media.Swap(m)
-	old.Close()
+	if old := l.sound.media.Swap(m); old != nil {
+		old.Close()
+	}
 	m.Start()
-	l.dialog = by
+	l.use(by)
 	l.update(func(now *call.Leg) { now.SIPCallID = r.CallID })
 	l.log.Info("the call was taken over by another dialog", "call_id", r.CallID)
 	l.noteHold()

@@ -44,12 +44,14 @@ type leg struct {
 	now     call.Leg
 	changed chan struct{} // closed and replaced whenever now.State changes
 
+	current atomic.Pointer[dialog.Call] // dialog, for others to compare
+
 	// The rest belongs to run.
 
 	trunk  call.Trunk
 	rule   call.DispatchRule
 	caller call.Phone
-	dialog *dialog.Call
+	dialog *dialog.Call // set by use
 	sound  *sound
 	lease  *guard.Lease
 	seat   *call.Seat
@@ -60,10 +62,13 @@ type leg struct {
 	farewell func()          // says goodbye to the other side; nil once it is gone
 	ctx      context.Context // ends when the leg is over: what it waits for is given up
 	cancel   context.CancelFunc
-	live     int              // dialogs whose events are still to come
+	live     int // dialogs whose events are still to come
+	open     map[*dialog.Call]bool
 	work     sync.WaitGroup   // goroutines of await and background
 	pressed  func(digit byte) // what a digit means at present
 	keys     keys
+	toPress  string // digits that wait to go out by INFO
+	pressing bool
 	refers   chan dialog.ReferProgress
 	answer   []byte // our description for the answer to an INVITE
 	inviteAt time.Time
@@ -94,6 +99,7 @@ func (s *Server) newLeg(dir call.Direction) *leg {
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
+		open:    make(map[*dialog.Call]bool),
 		now:     call.Leg{ID: id, Direction: dir, State: call.LegNew, Created: time.Now()},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -344,6 +350,11 @@ func (l *leg) finish() {
 	if l.farewell != nil {
 		l.farewell()
 	}
+	for d := range l.open {
+		if d != l.dialog { // one that was to be taken over by a dialog that has ended
+			d.Bye(16, "")
+		}
+	}
 	if l.lease != nil {
 		l.lease.End(ended)
 	}
@@ -393,14 +404,24 @@ func (l *leg) leaveSeat() {
 	l.seat = nil
 }
 
+// use makes d the dialog that the leg speaks by.
+func (l *leg) use(d *dialog.Call) {
+	l.dialog = d
+	l.current.Store(d)
+}
+
 // follow reads a dialog's events until its end.
 func (l *leg) follow(d *dialog.Call) {
 	l.live++
+	l.open[d] = true
 	l.work.Go(func() {
 		for e := range d.Events() {
 			l.post(func() { l.onEvent(d, e) })
 		}
-		l.post(func() { l.live-- })
+		l.post(func() {
+			l.live--
+			delete(l.open, d)
+		})
 	})
 }
 

@@ -421,7 +421,7 @@ func (l *leg) call(r call.DialRequest, p route, x dialExtra, t line, shown numbe
 		l.last = dialog.Ended{Cause: dialog.EndTransport, Reason: err.Error()}
 		return false
 	}
-	l.dialog = d
+	l.use(d)
 	l.follow(d)
 	if l.over {
 		d.Bye(16, "given up")

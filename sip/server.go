@@ -384,9 +384,9 @@ func (s *Server) live() []*leg {
 
 // byDialog returns the leg that has a dialog.
 func (s *Server) byDialog(d *dialog.Call) *leg {
-	id := d.CallID()
 	for _, l := range s.live() {
-		if l.snapshot().SIPCallID == id {
+		// Not by Call-ID: the other side of another trunk may have chosen the same.
+		if l.current.Load() == d {
 			return l
 		}
 	}

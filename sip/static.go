@@ -58,6 +58,12 @@ func (d Static) Seat(ctx context.Context, at call.Place, phone call.Phone) (call
 	if d.Next != nil {
 		return d.Next.Seat(ctx, at, phone)
 	}
+	if phone.HideNumber {
+		if sameDigits(phone.Name, phone.Number) {
+			phone.Name = ""
+		}
+		phone.Number = ""
+	}
 	who := "anonymous-" + strings.ToLower(rand.Text()[:8])
 	if phone.Number != "" {
 		who = strings.TrimPrefix(phone.Number, "+")
