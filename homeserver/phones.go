@@ -199,11 +199,7 @@ func (s *Server) RoomStateEvent(ctx context.Context, room matrix.RoomID, typ, ke
 
 // RoomState returns all state events of a room of one type.
 func (s *Server) RoomState(ctx context.Context, room matrix.RoomID, typ string) ([]matrix.StoredEvent, error) {
-	all, err := s.deps.Store.State(ctx, room, 0)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all, func(e matrix.StoredEvent) bool { return e.Type != typ }), nil
+	return s.deps.Store.StateOfType(ctx, room, typ)
 }
 
 // Account returns a user of this server. call.ErrNotFound: there is none.

@@ -51,6 +51,8 @@ type RoomStore interface {
 	Timeline(ctx context.Context, room matrix.RoomID, since, upTo int64, backwards bool, limit int) ([]matrix.StoredEvent, error)
 	// State returns the state of a room after the event at a position.
 	State(ctx context.Context, room matrix.RoomID, at int64) ([]matrix.StoredEvent, error)
+	// StateOfType returns the state events of a type as they are now.
+	StateOfType(ctx context.Context, room matrix.RoomID, typ string) ([]matrix.StoredEvent, error)
 	// StateEvents returns those of the named pieces of state that exist.
 	StateEvents(ctx context.Context, room matrix.RoomID, at int64, keys ...matrix.StateKeyTuple) ([]matrix.StoredEvent, error)
 	// StateChanges returns the newest value of each piece of state that changed

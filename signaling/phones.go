@@ -94,6 +94,7 @@ type PhoneDirectory struct {
 	seats    map[*phoneSeat]bool
 	refs     map[ghostRoom]int                     // why a ghost is in a room: seats, calls that begin
 	expected map[ghostRoom]int                     // invitations that are our own
+	devices  map[userDevice]bool                   // of ghosts, that seats have
 	taken    map[rtcKey]bool                       // identities of phones in plain media rooms
 	watched  map[matrix.RoomID]map[*roomWatch]bool // who waits for something in a room
 	directs  map[call.RoomName]*directCall
@@ -116,7 +117,7 @@ func newPhoneDirectory(s *Server) *PhoneDirectory {
 		turnSeed: maphash.MakeSeed(), keyTimes: defaultKeyTimes(),
 		work: workQueue{wake: make(chan struct{}, 1), closed: make(chan struct{})},
 		ctx:  ctx, cancel: cancel,
-		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{},
+		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{}, devices: map[userDevice]bool{},
 		watched: map[matrix.RoomID]map[*roomWatch]bool{}, directs: map[call.RoomName]*directCall{},
 	}
 	if s.rtc == nil || s.deps.Ghosts == nil {

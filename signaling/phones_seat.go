@@ -170,7 +170,7 @@ func (d *PhoneDirectory) newSeat(ctx context.Context, at call.Place, phone call.
 	}
 	p := &phoneSeat{
 		d: d, phone: phone, at: at, room: room, ghost: ghost, name: name,
-		device: matrix.DeviceID("PHONE" + rand.Text()[:10]), since: time.Now(),
+		since: time.Now(),
 	}
 	if p.direct, err = d.alone(ctx, room, ghost); err != nil {
 		return nil, err
@@ -186,10 +186,50 @@ func (d *PhoneDirectory) newSeat(ctx context.Context, at call.Place, phone call.
 	if inbound && s.lobby && !p.direct {
 		p.admitted, p.refused = make(chan struct{}), make(chan struct{})
 	}
+	// From here on the seat must be left.
+	if p.device, err = d.takeDevice(ctx, ghost, s.encrypted); err != nil {
+		return nil, err
+	}
 	if s.encrypted {
-		p.keys = newPhoneKeys(p) // from here on the seat must be left
+		p.keys = newPhoneKeys(p)
 	}
 	return p, nil
+}
+
+// takeDevice returns a device ID that no other seat of a ghost has. A room's state
+// keeps a call membership for each device for ever, so they are few: the first,
+// the second ... But where a device has keys it is a new one each time: others
+// would not trust a device whose keys have changed.
+func (d *PhoneDirectory) takeDevice(ctx context.Context, ghost matrix.UserID, keys bool) (matrix.DeviceID, error) {
+	for n := 1; ; n++ {
+		device := matrix.DeviceID(fmt.Sprintf("PHONE%d", n))
+		if keys {
+			device = matrix.DeviceID("PHONE" + rand.Text()[:10])
+		}
+		k := userDevice{ghost, device}
+		d.mu.Lock()
+		taken := d.devices[k]
+		d.devices[k] = true
+		d.mu.Unlock()
+		if taken {
+			continue
+		}
+		// One of an earlier process that could not be taken away yet.
+		left, err := d.s.deps.Rooms.DeviceExists(ctx, ghost, device)
+		if err == nil && !left {
+			return device, nil
+		}
+		d.giveDevice(k)
+		if err != nil {
+			return "", err
+		}
+	}
+}
+
+func (d *PhoneDirectory) giveDevice(k userDevice) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.devices, k)
 }
 
 // alone reports whether a room is the conversation of a ghost and one user: both
@@ -507,6 +547,7 @@ func (p *phoneSeat) leave(ctx context.Context) {
 	p.once.Do(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 		defer cancel()
+		defer p.d.giveDevice(userDevice{p.ghost, p.device})
 		p.mu.Lock()
 		p.left = true
 		inside := p.inside

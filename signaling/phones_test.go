@@ -505,6 +505,9 @@ func TestPhoneStays(t *testing.T) {
 	if w.members(room)[testGhost] != "" {
 		t.Error("the phone is in the room after it left")
 	}
+	if state, err := w.home.RoomState(ctx, room, callMemberType); err != nil || len(state) > 2 {
+		t.Errorf("%d pieces of room state after calls of which never more than two were at once, %v: they stay for ever", len(state), err)
+	}
 }
 
 func TestPhonesOfADeadProcess(t *testing.T) {

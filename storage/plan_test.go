@@ -18,8 +18,9 @@ func TestNoScans(t *testing.T) {
 	ctx, rooms := t.Context(), []matrix.RoomID{testRoom}
 	const user = "@alice:hs.test"
 	calls := map[string]func() error{
-		"Room":     func() error { _, err := db.Room(ctx, testRoom); return err },
-		"Timeline": func() error { _, err := db.Timeline(ctx, testRoom, 1, 9, true, 5); return err },
+		"Room":        func() error { _, err := db.Room(ctx, testRoom); return err },
+		"Timeline":    func() error { _, err := db.Timeline(ctx, testRoom, 1, 9, true, 5); return err },
+		"StateOfType": func() error { _, err := db.StateOfType(ctx, testRoom, "a"); return err },
 		"StateEvents now": func() error {
 			_, err := db.StateEvents(ctx, testRoom, 0, matrix.StateKeyTuple{Type: "a"}, matrix.StateKeyTuple{Type: "b"})
 			return err

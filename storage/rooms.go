@@ -312,6 +312,11 @@ func (db *DB) State(ctx context.Context, room matrix.RoomID, at int64) ([]matrix
 	return db.StateChanges(ctx, room, 0, at)
 }
 
+// StateOfType returns the state events of a type as they are now.
+func (db *DB) StateOfType(ctx context.Context, room matrix.RoomID, typ string) ([]matrix.StoredEvent, error) {
+	return db.events(ctx, selectEvent+"WHERE e.pos IN (SELECT event_pos FROM current_state WHERE room_nid = "+roomNID+" AND type = ?) ORDER BY e.pos", room, typ)
+}
+
 // StateChanges returns the newest value of each piece of state that changed.
 func (db *DB) StateChanges(ctx context.Context, room matrix.RoomID, since, upTo int64) ([]matrix.StoredEvent, error) {
 	// With max() SQLite takes the other columns from the row of the maximum.
