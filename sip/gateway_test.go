@@ -717,6 +717,9 @@ func TestDigest(t *testing.T) {
 		return d.pickUp(c, s)
 	}
 	try("right").waitAnswer()
+	if _, known := h.gate.hostOf(h.gate.lines.Load(), netip.MustParseAddr("127.0.0.1")); !known {
+		t.Error("who has the password may be slowed down and shut out like a stranger")
+	}
 	wrong := try("wrong")
 	select {
 	case <-wrong.answered:

@@ -41,6 +41,7 @@ func (l *leg) inbound() error {
 		return nil
 	}
 	l.trunk = t.Trunk
+	l.s.met(t.ID, r.Source.Addr())
 	l.introduce(r)
 	l.enter(call.LegTrying)
 	l.log.Info("call in", "trunk", t.ID, "from", numbers.Mask(l.caller.Number), "to", numbers.Mask(l.snapshot().Local), "call_id", l.dialog.CallID())

@@ -387,7 +387,7 @@ func (l *leg) call(r call.DialRequest, p route, x dialExtra, t line, shown numbe
 		l.last = dialog.Ended{Cause: dialog.EndTransport, Reason: err.Error()}
 		return false
 	}
-	l.s.met(t.ID, hops)
+	l.s.met(t.ID, addrsOf(hops)...)
 	o := l.mediaOptions(netip.AddrPort{})
 	for _, hop := range hops { // the media comes from near the signalling
 		ip := hop.Addr.Addr().Unmap()

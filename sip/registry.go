@@ -39,24 +39,33 @@ func (s *Server) meet(ctx context.Context) {
 			}
 			// One that cannot be found is reported where it is called.
 			if hops, err := s.endpoint.Resolve(ctx, target); err == nil {
-				s.met(t.ID, hops)
+				s.met(t.ID, addrsOf(hops)...)
 			}
 		}
 	}
 }
 
-// maxHosts bounds how many addresses of one trunk's targets are known.
+// maxHosts bounds how many addresses of one trunk are known.
 const maxHosts = 64
 
-// met notes the addresses of a trunk's target.
-func (s *Server) met(trunk string, hops []dialog.Hop) {
+func addrsOf(hops []dialog.Hop) []netip.Addr {
+	var all []netip.Addr
+	for _, hop := range hops {
+		all = append(all, hop.Addr.Addr())
+	}
+	return all
+}
+
+// met notes addresses of a trunk: of its targets, or from which a call came that
+// proved to be the trunk's. Nothing is allowed to them but not to be shut out.
+func (s *Server) met(trunk string, addrs ...netip.Addr) {
 	if trunk == inlineTrunk {
 		return
 	}
 	fresh := false
 	s.mu.Lock()
-	for _, hop := range hops {
-		ip := hop.Addr.Addr().Unmap()
+	for _, ip := range addrs {
+		ip = ip.Unmap()
 		if have := s.hosts[trunk]; !slices.Contains(have, ip) {
 			s.hosts[trunk] = append(have[max(0, len(have)-maxHosts+1):], ip)
 			fresh = true
@@ -68,7 +77,7 @@ func (s *Server) met(trunk string, hops []dialog.Hop) {
 	}
 }
 
-// hostOf returns the trunk that has a target at an address.
+// hostOf returns the trunk that is at an address.
 func (s *Server) hostOf(all *lines, ip netip.Addr) (line, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,7 +90,7 @@ func (s *Server) hostOf(all *lines, ip netip.Addr) (line, bool) {
 }
 
 // learned spares the trunks' hosts from bans: their networks, where their
-// registrars have answered from, and where we call them.
+// registrars have answered from, and where we call them or they us.
 func (s *Server) learned() {
 	all := s.lines.Load()
 	if all == nil {
