@@ -66,7 +66,7 @@ var fenced = map[string][]string{
 	"github.com/pion/sdp":                     {"sfu", "sip/media"},
 	"github.com/emiago/sipgo":                 {"sip", "sip/dialog", "sip/trunk"},
 	"github.com/nyaruka/phonenumbers":         {"sip/numbers"},
-	"github.com/icholy/digest":                {"sip/dialog"},
+	"github.com/gobwas/ws":                    {"sip/dialog"},
 	"github.com/prometheus/client_golang":     {"web"},
 	"github.com/pion/sctp":                    {"sfu"},
 	"github.com/pion/datachannel":             {"sfu"},
