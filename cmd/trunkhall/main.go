@@ -162,7 +162,7 @@ func (e env) load(path string) (config.Config, error) {
 // logger returns the logger that the configuration asks for.
 func (e env) logger(cfg config.Log) *slog.Logger {
 	level, _ := cfg.SlogLevel() // validated
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: maskPhones}
 	if cfg.Format == "json" {
 		return slog.New(slog.NewJSONHandler(e.stderr, options))
 	}
