@@ -85,6 +85,7 @@ type Leg struct {
 	Held      bool
 	Muted     bool
 	Hand      bool // raised
+	Hidden    bool // the room is not to see Number
 	Stats     LegStats
 }
 

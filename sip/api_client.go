@@ -127,7 +127,9 @@ func legFor(l call.Leg, user string, admin bool) legJSON {
 		return out
 	}
 	if !out.Mine {
-		out.Number = numbers.Mask(l.Number)
+		if out.Number = numbers.Mask(l.Number); l.Hidden {
+			out.Number = ""
+		}
 		if sameDigits(l.Name, l.Number) {
 			out.Name = out.Number
 		}
@@ -145,8 +147,9 @@ func sameDigits(name, number string) bool {
 			return -1
 		}, s)
 	}
-	n := digits(number)
-	return n != "" && strings.Contains(digits(name), n)
+	n, written := digits(number), strings.TrimLeft(digits(name), "0")
+	// Without the country's code too.
+	return n != "" && (strings.Contains(written, n) || len(written) >= 5 && strings.HasSuffix(n, written))
 }
 
 // ghostOf returns the Matrix user behind a participant whose identity names one.

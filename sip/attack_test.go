@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -192,5 +193,49 @@ func TestKeyFlood(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHiddenNumbers calls over a rule that hides numbers from a PBX that sends the
+// number wherever it can.
+func TestHiddenNumbers(t *testing.T) {
+	h := newHouse(t, nil, func(c *Config) {
+		for i := range c.Dispatch {
+			c.Dispatch[i].Action.HideNumber = true
+		}
+	})
+	d := newDesk(t, "127.0.0.1")
+	for _, name := range []string{"+493012345671", "030 12345671", "Tel. 030/12345671", "12345671"} {
+		s := d.session()
+		offer, err := s.Offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.ep.Dial(context.Background(), dialog.Outgoing{
+			To: roomNumber, From: "+493012345671", FromName: name, SDP: offer, Target: dialog.Target{URI: "sip:" + h.addr()}, Ringing: patience,
+			Options: dialog.CallOptions{Headers: []dialog.Header{{Name: "X-Caller", Value: "+493012345671"}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := d.pickUp(c, s)
+		p.waitAnswer()
+		eventually(t, "the phone is in the room", func() bool { return len(h.members("standup")) == 1 })
+		room, _ := h.sfu.Room("standup")
+		for _, who := range room.Participants() {
+			if text := fmt.Sprintf("%+v", who); strings.Contains(text, "12345671") {
+				t.Errorf("name %q: the room sees %s", name, text)
+			}
+		}
+		leg := h.gate.Legs()[0]
+		if seen := fmt.Sprintf("%+v", legFor(leg, "@alice:example.org", false)); strings.Contains(seen, "671") {
+			t.Errorf("name %q: a member sees %s", name, seen)
+		}
+		if whole := legFor(leg, "@admin:example.org", true); whole.Number != "+493012345671" {
+			t.Errorf("the operator sees %q", whole.Number)
+		}
+		p.call.Bye(16, "")
+		h.ended(leg.ID)
+		eventually(t, "the room is empty", func() bool { return len(h.members("standup")) == 0 })
 	}
 }

@@ -220,11 +220,21 @@ func (l *leg) dispatch(all *lines, r *dialog.Request) bool {
 	return false
 }
 
+// hide says whether the room is kept from seeing the other side's number.
+func (l *leg) hide(on bool) {
+	l.private = on
+	l.update(func(now *call.Leg) { now.Hidden = on })
+}
+
 // goBy makes rule the one that the leg goes by.
 func (l *leg) goBy(rule call.DispatchRule) {
 	l.rule = rule
-	l.private = rule.Action.HideNumber
+	l.hide(rule.Action.HideNumber)
 	l.caller.HideNumber = rule.Action.HideNumber
+	if l.private && sameDigits(l.caller.Name, l.caller.Number) {
+		l.caller.Name = "" // many exchanges send the number as the name
+		l.update(func(now *call.Leg) { now.Name = "" })
+	}
 }
 
 // toDoors asks for the PIN of one of the rules for the call. As with LiveKit there

@@ -181,7 +181,7 @@ func (l *leg) refuse(err error) call.Leg {
 // outbound is the script of a call that we place.
 func (l *leg) outbound(r call.DialRequest, p route, x dialExtra) error {
 	l.enter(call.LegTrying)
-	l.private = r.HideNumber
+	l.hide(r.HideNumber)
 	l.dtmf = p.digits
 	l.attrs = make(map[string]string)
 	for name, value := range r.Attrs {
