@@ -97,6 +97,7 @@ type PhoneDirectory struct {
 	devices  map[userDevice]bool                   // of ghosts, that seats have
 	taken    map[rtcKey]bool                       // identities of phones in plain media rooms
 	watched  map[matrix.RoomID]map[*roomWatch]bool // who waits for something in a room
+	lines    map[matrix.RoomID]bool                // conversations in which it rings
 	directs  map[call.RoomName]*directCall
 }
 
@@ -117,7 +118,7 @@ func newPhoneDirectory(s *Server) *PhoneDirectory {
 		turnSeed: maphash.MakeSeed(), keyTimes: defaultKeyTimes(),
 		work: workQueue{wake: make(chan struct{}, 1), closed: make(chan struct{})},
 		ctx:  ctx, cancel: cancel,
-		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{}, devices: map[userDevice]bool{},
+		seats: map[*phoneSeat]bool{}, refs: map[ghostRoom]int{}, expected: map[ghostRoom]int{}, taken: map[rtcKey]bool{}, devices: map[userDevice]bool{}, lines: map[matrix.RoomID]bool{},
 		watched: map[matrix.RoomID]map[*roomWatch]bool{}, directs: map[call.RoomName]*directCall{},
 	}
 	if s.rtc == nil || s.deps.Ghosts == nil {

@@ -133,9 +133,33 @@ func (d *PhoneDirectory) occupied(room call.RoomName) bool {
 	return false
 }
 
+// takeLine reserves the conversation of a user and a phone for one call, until
+// giveLine or, if the phone then sits there, until it has left. All who show no
+// number share a ghost: the next of them must not come into the call of another.
+func (d *PhoneDirectory) takeLine(room matrix.RoomID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for p := range d.seats {
+		if p.room == room {
+			return false
+		}
+	}
+	if d.lines[room] {
+		return false
+	}
+	d.lines[room] = true
+	return true
+}
+
+func (d *PhoneDirectory) giveLine(room matrix.RoomID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.lines, room)
+}
+
 // Ring lets a Matrix user's clients ring in the user's conversation with the
 // phone, and returns the phone's seat there when the user has come into the
-// call. call.ErrForbidden: declined; call.ErrUnavailable: no answer in time;
+// call. call.ErrForbidden: declined or busy; call.ErrUnavailable: no answer in time;
 // call.ErrNotFound: no such user.
 func (d *PhoneDirectory) Ring(ctx context.Context, user string, phone call.Phone, timeout time.Duration) (call.Seat, error) {
 	if d.ghosts == nil {
@@ -161,6 +185,10 @@ func (d *PhoneDirectory) Ring(ctx context.Context, user string, phone call.Phone
 	if err != nil {
 		return call.Seat{}, err
 	}
+	if !d.takeLine(room) {
+		return call.Seat{}, fmt.Errorf("the user is on the line with this number: %w", call.ErrForbidden)
+	}
+	defer d.giveLine(room)
 	w, stop := d.watch(room, callee)
 	defer stop()
 	p, err := d.newSeat(ctx, at, phone)
@@ -389,7 +417,7 @@ func (d *PhoneDirectory) userCame(ctx context.Context, name call.RoomName, room 
 	}
 	c := &directCall{}
 	d.mu.Lock()
-	if d.directs[name] != nil {
+	if d.directs[name] != nil || d.lines[room] {
 		d.mu.Unlock()
 		return
 	}

@@ -225,8 +225,16 @@ func TestRing(t *testing.T) {
 	if rooms, _ := direct[testGhost].([]any); len(rooms) != 1 || rooms[0] != string(room) {
 		t.Errorf("m.direct %v", direct)
 	}
+	second := func(state string) {
+		t.Helper()
+		if r := await(ring(ctx, time.Minute)); !errors.Is(r.err, call.ErrForbidden) {
+			t.Errorf("a second caller while the first one %s: %+v, %v", state, r.seat, r.err)
+		}
+	}
+	second("rings")
 	goes := w.comes(alice, room)
 	r := await(done)
+	second("speaks")
 	if r.err != nil || r.seat.RoomID != string(room) || len(w.calls(room)) != 1 {
 		t.Fatalf("answered: %+v, %v, calls %q", r.seat, r.err, w.calls(room))
 	}

@@ -596,6 +596,24 @@ func TestRoomPIN(t *testing.T) {
 	}
 }
 
+func TestFullRoom(t *testing.T) {
+	w := newPhoneWorld(t, t.TempDir())
+	ctx := t.Context()
+	room := w.room(w.register("alice"), nil)
+	r := w.media.OpenRoom(mediaRoom(room, legacySlot), sfu.RoomOptions{MaxParticipants: 1})
+	first, err := w.d.Seat(ctx, w.at(room), inboundPhone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Leave(ctx)
+	if _, _, err := r.JoinLocal(ctx, sfu.LocalParams{Grant: first.Grant, Session: leaveSession(make(chan sfu.Reason, 1))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.d.Seat(ctx, w.at(room), inboundPhone); !errors.Is(err, call.ErrRoomFull) {
+		t.Errorf("a seat in a full room: %v", err)
+	}
+}
+
 func TestLobby(t *testing.T) {
 	w := newPhoneWorld(t, t.TempDir())
 	ctx := t.Context()
