@@ -77,7 +77,7 @@ const (
 func (d *PhoneDirectory) ghostOf(p call.Phone) (localpart, in, profile string) {
 	name := plainName(p.Name)
 	if p.Number == "" || p.HideNumber {
-		if name == "" {
+		if name == "" || isNumber(name) { // which may be the very number
 			name = "Phone"
 		} else {
 			name += " (phone)"

@@ -113,6 +113,9 @@ func (d *PhoneDirectory) mediaSeat(at call.Place, phone call.Phone) call.Seat {
 	number, name := phone.Number, plainName(phone.Name)
 	if phone.HideNumber {
 		number = ""
+		if isNumber(name) { // which may be the very number
+			name = ""
+		}
 	}
 	if name == "" {
 		name = number

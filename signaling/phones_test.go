@@ -380,6 +380,7 @@ func TestPhoneNames(t *testing.T) {
 		{"a name cannot turn the line around", call.Phone{Number: "+4930123456", Name: "A\u202e\x07lice\n"}, "_phone_4930123456", "Alice (phone)", "tel +4930123456"},
 		{"no number", call.Phone{}, "_phone_anonymous", "Phone", "Phone"},
 		{"a hidden number", call.Phone{Number: "+4930123456", HideNumber: true}, "_phone_anonymous", "Phone", "Phone"},
+		{"a hidden number in the name", call.Phone{Number: "+4930123456", Name: "030 123456", HideNumber: true}, "_phone_anonymous", "Phone", "Phone"},
 		{"an extension", call.Phone{Number: "101"}, "_phone_101", "tel 101", "tel 101"},
 		{"a name on a private exchange", call.Phone{Number: "Reception 1"}, "_phone_x_reception=201", "Reception 1", "Reception 1"},
 	} {
