@@ -239,3 +239,14 @@ func TestHiddenNumbers(t *testing.T) {
 		eventually(t, "the room is empty", func() bool { return len(h.members("standup")) == 0 })
 	}
 }
+
+// TestNamesOfGhosts dials a phone with the name of somebody in the room.
+func TestNamesOfGhosts(t *testing.T) {
+	for _, c := range []struct{ roomID, want string }{{"!room:example.org", "Alice (phone)"}, {"", "Alice"}} {
+		seat := call.Seat{RoomID: c.roomID, Grant: call.Grant{Name: "Alice (phone)", Identity: "ghost"}}
+		adjustSeat(&seat, call.DialRequest{Name: "Alice", Identity: "alice"})
+		if seat.Grant.Name != c.want || c.roomID != "" && seat.Grant.Identity != "ghost" {
+			t.Errorf("in %q: %q as %q", c.roomID, seat.Grant.Name, seat.Grant.Identity)
+		}
+	}
+}

@@ -314,7 +314,7 @@ func adjustSeat(seat *call.Seat, r call.DialRequest) {
 	if r.Identity != "" && seat.RoomID == "" {
 		seat.Grant.Identity = r.Identity
 	}
-	if r.Name != "" {
+	if r.Name != "" && seat.RoomID == "" { // a ghost's says that it is a phone
 		seat.Grant.Name = r.Name
 	}
 	if r.Metadata != "" {

@@ -192,7 +192,7 @@ func trunkHost(t call.Trunk, l *leg) string {
 			return rest
 		}
 	}
-	return l.dialog.Remote().String()
+	return l.current.Load().Remote().String()
 }
 
 // Hold puts a phone on hold, or takes it back: it hears nothing and is not heard.
