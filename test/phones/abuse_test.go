@@ -48,6 +48,7 @@ func (g *Gateway) overview(t testing.TB) overview {
 // Strangers hear nothing, whatever they send; scanners are shut out; the trunk
 // goes on all the while.
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	g := StartGateway(t, GatewayOptions{})
 	number, room := g.Room()
 	nowhere := netip.MustParseAddrPort("127.0.0.66:40000")

@@ -11,6 +11,7 @@ import (
 // Sequences of messages that calls in are made of, by SIPp, each as its file in
 // scenarios/ says.
 func TestCallsIn(t *testing.T) {
+	t.Parallel()
 	g := StartGateway(t, GatewayOptions{})
 	t.Run("scenarios", func(t *testing.T) {
 		for _, c := range []struct {

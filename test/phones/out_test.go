@@ -64,6 +64,7 @@ func (g *Gateway) account(i int) *harness.Account {
 
 // What becomes of a call out is told as it is.
 func TestCallsOut(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		file   string
 		states []string // some of those that it has, in order

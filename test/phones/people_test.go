@@ -1,6 +1,7 @@
 package phones
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -32,6 +33,12 @@ func everybody(t *testing.T) *People {
 }
 
 func TestMain(m *testing.M) {
+	// What runs in parallel here mostly waits: for timers, for the other side.
+	flag.Parse()
+	parallel := flag.Lookup("test.parallel")
+	if parallel.Value.String() == parallel.DefValue {
+		_ = flag.Set("test.parallel", "12")
+	}
 	code := m.Run()
 	if people.People != nil {
 		people.stop()
@@ -59,34 +66,17 @@ func TestTwoPeopleWithoutPhone(t *testing.T) {
 	a := p.Join(t, s, "alice", "alice", room, true)
 	b := p.Join(t, s, "bob", "bob", room, true)
 	c := p.Join(t, s, "bob", "carol", room, false)
+	var wait sync.WaitGroup
 	for _, x := range []struct {
 		*Person
 		who string
 		hz  float64
 	}{{a, "", 890}, {b, "alice", 523}, {c, "bob", 890}} {
-		eventually(t, 30*time.Second, x.Name+" hears somebody", func() error {
-			heard, err := x.Listen(x.who, time.Second)
-			if err != nil {
-				return err
-			}
-			return heard.HasTone(x.hz)
+		wait.Go(func() {
+			hears(t, x.Name+" hears somebody", x.hz, x.listenTo(x.who))
+			misses(t, x.Name+" hears nothing that nobody says", x.hz*1.1, x.listenTo(x.who))
 		})
-		heard, err := x.Listen(x.who, 3*time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := heard.HasTone(x.hz); err != nil {
-			t.Errorf("%s: %v", x.Name, err)
-		}
-		if heard.HasTone(x.hz*1.1) == nil {
-			t.Errorf("%s hears a tone that nobody says", x.Name)
-		}
 	}
-	heard, err := c.Listen("", 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := heard.HasTones([]float64{523, 890}, []float64{1480, 440}); err != nil {
-		t.Errorf("carol: %v", err)
-	}
+	wait.Wait()
+	hearsAll(t, "carol hears both", []float64{523, 890}, []float64{1480, 440}, c.listenTo(""))
 }

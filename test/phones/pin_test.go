@@ -9,6 +9,7 @@ import (
 // The way into a room by PIN, as real telephones send digits (SIPp does it by INFO
 // and from captured packets, see TestCallsIn); and what happens to those who guess.
 func TestPIN(t *testing.T) {
+	t.Parallel()
 	g := StartGateway(t, GatewayOptions{})
 	in := func(number string) func() error {
 		return func() error {

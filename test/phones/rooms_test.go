@@ -49,7 +49,7 @@ func hearsAll(t testing.TB, what string, wanted, others []float64, listen func(t
 		if err == nil {
 			return
 		}
-		if try == 5 {
+		if try == 8 {
 			t.Errorf("%s: %v", what, err)
 			return
 		}
@@ -249,31 +249,39 @@ func TestSpeech(t *testing.T) {
 	p.Launch(t, "speaker", speech)
 	for _, c := range []struct{ name, codecs string }{{"PCMU", "PCMU/8000/1"}, {"G722", "G722/16000/1"}} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			number, room := g.Room()
 			a := p.Join(t, g.Server, "speaker", "alice", room, true)
-			phone := StartPhone(t, PhoneOptions{Name: "phone", Codecs: c.codecs, Says: Speech(99, 40*time.Second)})
+			phone := StartPhone(t, PhoneOptions{Name: "phone", Codecs: c.codecs, Says: Speech(99, 70*time.Second)})
 			phone.Dial(g.URI(number))
 			phone.Must("CALL_ESTABLISHED")
 			who := a.Phone("the telephone", nil).Identity
 			time.Sleep(5 * time.Second) // announcements to the phone are over
-			var wait sync.WaitGroup
-			var atPhone, atAlice Sound
-			var errPhone, errAlice error
-			wait.Go(func() { atPhone, errPhone = phone.Listen(7 * time.Second) })
-			wait.Go(func() { atAlice, errAlice = a.Listen(who, 7*time.Second) })
-			wait.Wait()
-			if err := errors.Join(errPhone, errAlice); err != nil {
-				t.Fatal(err)
-			}
 			said := Sound{speech.Rate, append(append([]float64{}, speech.Samples...), speech.Samples...)} // over and over
-			toPhone, _ := Resembles(said, atPhone)
-			other, _ := Resembles(Speech(8, 24*time.Second), atPhone)
-			all, err := phone.Said()
-			if err != nil {
-				t.Fatal(err)
+			var toPhone, toAlice, other float64
+			// As with tones, a few tries are allowed.
+			for range 4 {
+				var wait sync.WaitGroup
+				var atPhone, atAlice Sound
+				var errPhone, errAlice error
+				wait.Go(func() { atPhone, errPhone = phone.Listen(6 * time.Second) })
+				wait.Go(func() { atAlice, errAlice = a.Listen(who, 6*time.Second) })
+				wait.Wait()
+				if err := errors.Join(errPhone, errAlice); err != nil {
+					t.Fatal(err)
+				}
+				all, err := phone.Said()
+				if err != nil {
+					t.Fatal(err)
+				}
+				one, _ := Resembles(said, atPhone)
+				two, _ := Resembles(all, atAlice)
+				other, _ = Resembles(Speech(8, 24*time.Second), atPhone)
+				t.Logf("correlation: to the phone %.3f (with another sentence %.3f), to alice %.3f", one, other, two)
+				if toPhone, toAlice = max(toPhone, one), max(toAlice, two); toPhone >= 0.9 && toAlice >= 0.9 {
+					break
+				}
 			}
-			toAlice, _ := Resembles(all, atAlice)
-			t.Logf("correlation: to the phone %.3f (with another sentence %.3f), to alice %.3f", toPhone, other, toAlice)
 			if toPhone < 0.9 || toAlice < 0.9 {
 				t.Errorf("the sentences do not arrive: correlation to the phone %.3f, to alice %.3f", toPhone, toAlice)
 			}

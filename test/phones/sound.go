@@ -62,19 +62,22 @@ func Speech(seed uint64, d time.Duration) Sound {
 	for at := rate / 5; at < len(s.Samples); {
 		length := int(between(0.08, 0.30) * rate)
 		vowel, loud, pitch := vowels[random.IntN(len(vowels))], between(0.3, 1), between(110, 180)
-		for i := range length {
-			if at+i >= len(s.Samples) {
-				break
+		var harmonics []float64
+		for h := 1; float64(h)*pitch < 3400; h++ {
+			gain := 0.0
+			for n, formant := range vowel {
+				gain += math.Exp(-math.Pow((float64(h)*pitch-formant)/120, 2)) / float64(n+1)
 			}
+			harmonics = append(harmonics, gain)
+		}
+		for i := range min(length, len(s.Samples)-at) {
 			edge := min(float64(i), float64(length-i)) / (0.03 * rate)
 			phase += pitch / rate
 			sum := 0.0
-			for h := 1; float64(h)*pitch < 3400; h++ {
-				f, gain := float64(h)*pitch, 0.0
-				for n, formant := range vowel {
-					gain += math.Exp(-math.Pow((f-formant)/120, 2)) / float64(n+1)
+			for h, gain := range harmonics {
+				if gain > 0.001 {
+					sum += gain * math.Sin(2*math.Pi*float64(h+1)*phase)
 				}
-				sum += gain * math.Sin(2*math.Pi*float64(h)*phase)
 			}
 			s.Samples[at+i] = 0.2 * loud * min(1, edge) * sum
 		}
