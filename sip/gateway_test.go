@@ -971,3 +971,36 @@ func TestProviderAsks(t *testing.T) {
 		t.Errorf("%+v", bans)
 	}
 }
+
+// TestCrowd has many phones come, go and be thrown out at once.
+func TestCrowd(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	d := newDesk(t, "127.0.0.1")
+	var all []*handset
+	for i := range 24 {
+		all = append(all, d.dial(h, fmt.Sprintf("+4930123457%02d", i), roomNumber))
+	}
+	for i, p := range all {
+		p.waitAnswer()
+		if i%2 == 0 {
+			p.call.Bye(16, "")
+		}
+	}
+	eventually(t, "half of them are left", func() bool { return len(h.members("standup")) == 12 })
+	h.sfu.DeleteRoom("standup", sfu.ReasonRoomDeleted)
+	for i, p := range all {
+		if e := p.waitEnd(); i%2 == 1 && (e.Cause != dialog.EndBye || e.Q850 != 16) {
+			t.Errorf("phone %d: %+v", i, e)
+		}
+	}
+	eventually(t, "nothing is left", func() bool { return len(h.gate.Legs()) == 0 && h.gate.pool.Stats().Open == 0 })
+	ended := 0
+	for _, r := range h.gate.Records(ledger.Filter{}) {
+		if r.Cause == call.CauseRoomEnded {
+			ended++
+		}
+	}
+	if ended != 12 {
+		t.Errorf("%d records say that the room has ended", ended)
+	}
+}

@@ -427,8 +427,11 @@ func (l *leg) answerCall() bool {
 				l.enter(call.LegConfirmed)
 				return
 			}
+			if l.over {
+				return
+			}
 			l.log.Info("the answer was not acknowledged", "err", err)
-			l.end(verdict{cause: call.CauseFailed, text: "the other side did not confirm the answer", q850: 102})
+			l.end(verdict{cause: call.CauseFailed, text: noAck, q850: 102})
 		})
 	})
 	return true

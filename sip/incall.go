@@ -273,6 +273,9 @@ func (l *leg) onEnded(e dialog.Ended) {
 	l.farewell = nil
 }
 
+// noAck is what an operator should look at when calls die after half a minute.
+const noAck = "the other side did not confirm the answer: its ACK does not arrive (look at external_ip and NAT)"
+
 // ending is how a leg ends whose dialog has.
 func ending(e dialog.Ended, answered bool, dir call.Direction) verdict {
 	v := verdict{code: e.Code, theirs: e.Q850}
@@ -284,7 +287,7 @@ func ending(e dialog.Ended, answered bool, dir call.Direction) verdict {
 	case e.Cause == dialog.EndCancelled && dir == call.Inbound:
 		v.cause, v.text = call.CauseCancelled, "the caller gave up"
 	case e.Cause == dialog.EndNoAck:
-		v.cause, v.text = call.CauseFailed, "the other side did not confirm the answer: its ACK does not arrive (look at external_ip and NAT)"
+		v.cause, v.text = call.CauseFailed, noAck
 	case e.Cause == dialog.EndSession:
 		v.cause, v.text = call.CauseFailed, "the other side is gone: the session timer ran out"
 	case e.Cause == dialog.EndTransport && answered:
@@ -323,8 +326,17 @@ func refusal(e dialog.Ended) (call.Cause, string) {
 	return call.CauseFailed, "the call failed"
 }
 
+// maxDigitRate is how many keys of a phone count in a second.
+const maxDigitRate = 25
+
 // digit is one key that the phone pressed. Which one is never logged.
 func (l *leg) digit(digit byte) {
+	if now := time.Now(); now.Sub(l.digitsAt) >= time.Second {
+		l.digits, l.digitsAt = 0, now
+	}
+	if l.digits++; l.digits > maxDigitRate {
+		return // no finger is that fast; each would go to everybody in the room
+	}
 	l.s.count.digits.Add(1)
 	switch {
 	case l.over:
@@ -472,7 +484,7 @@ func (l *leg) takeOver(by *dialog.Call) {
 	l.background(func(ctx context.Context) {
 		if err := by.Answer(ctx, sdp); err != nil {
 			l.post(func() {
-				l.end(verdict{cause: call.CauseFailed, text: "the other side did not confirm the answer", q850: 102})
+				l.end(verdict{cause: call.CauseFailed, text: noAck, q850: 102})
 			})
 		}
 	})
