@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -248,5 +249,28 @@ func TestNamesOfGhosts(t *testing.T) {
 		if seat.Grant.Name != c.want || c.roomID != "" && seat.Grant.Identity != "ghost" {
 			t.Errorf("in %q: %q as %q", c.roomID, seat.Grant.Name, seat.Grant.Identity)
 		}
+	}
+}
+
+// TestDigitsOfAPhone floods a room with keys that a phone presses by INFO.
+func TestDigitsOfAPhone(t *testing.T) {
+	h := newHouse(t, nil, nil)
+	var told atomic.Int32
+	h.gate.OnDigit(func(call.RoomName, call.Identity, byte) { told.Add(1) })
+	d := newDesk(t, "127.0.0.1")
+	p := d.dial(h, carol, roomNumber)
+	p.waitAnswer()
+	eventually(t, "the leg is there", func() bool { return len(h.members("standup")) == 1 })
+	leg := h.gate.find(h.gate.Legs()[0].ID)
+	if err := leg.ask(func() error {
+		for range 1000 {
+			leg.digit('5')
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if n := told.Load(); n == 0 || n > 2*maxDigitRate {
+		t.Errorf("the room is told %d keys", n)
 	}
 }

@@ -67,6 +67,8 @@ type leg struct {
 	work     sync.WaitGroup   // goroutines of await and background
 	pressed  func(digit byte) // what a digit means at present
 	keys     keys
+	digits   int // that came since digitsAt
+	digitsAt time.Time
 	toPress  string // digits that wait to go out by INFO
 	pressing bool
 	refers   chan dialog.ReferProgress
@@ -109,11 +111,16 @@ func (s *Server) newLeg(dir call.Direction) *leg {
 	return l
 }
 
+// facts is snapshot without what the media would have to be asked for.
+func (l *leg) facts() call.Leg {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now
+}
+
 // snapshot returns the leg as it is now.
 func (l *leg) snapshot() call.Leg {
-	l.mu.Lock()
-	now := l.now
-	l.mu.Unlock()
+	now := l.facts()
 	if m := l.sound.media.Load(); m != nil && now.State != call.LegEnded {
 		now.Stats = m.Stats()
 		now.Codec, now.SRTP = string(m.Codec()), m.SRTP()

@@ -430,7 +430,7 @@ func (s *Server) Legs() []call.Leg {
 // LegOf returns the leg that is behind a participant of a room.
 func (s *Server) LegOf(room call.RoomName, id call.Identity) (call.Leg, bool) {
 	for _, l := range s.live() {
-		if now := l.snapshot(); now.Room == room && now.Identity == id && id != "" {
+		if now := l.facts(); now.Room == room && now.Identity == id && id != "" {
 			return now, true
 		}
 	}
@@ -484,7 +484,7 @@ func (s *Server) DigitsTo(room call.RoomName, to []call.Identity, digits string)
 		return
 	}
 	for _, l := range s.live() {
-		now := l.snapshot()
+		now := l.facts()
 		if now.Room != room || now.Answered.IsZero() || len(to) > 0 && !slices.Contains(to, now.Identity) {
 			continue
 		}
