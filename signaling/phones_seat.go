@@ -276,7 +276,7 @@ func (d *PhoneDirectory) alone(ctx context.Context, room matrix.RoomID, ghost ma
 // say it, unless the room says no; in a conversation with the phone alone there
 // is nobody else to ask.
 func (d *PhoneDirectory) mayEndEncryption(ctx context.Context, room matrix.RoomID, s dialIn, p *phoneSeat) error {
-	if s.e2ee == "allow" || p.direct {
+	if s.e2ee == "allow" || p.direct && s.e2ee != "deny" {
 		return nil
 	}
 	if s.e2ee == "" && p.phone.Direction == call.Outbound && strings.HasPrefix(p.phone.By, "@") {
@@ -749,12 +749,26 @@ func (d *PhoneDirectory) Admit(ctx context.Context, leg call.LegID, by string, a
 		close(p.refused)
 		return nil
 	}
-	if err := p.enter(ctx); err != nil {
+	err := p.stillPlain(ctx)
+	if err == nil {
+		err = p.enter(ctx)
+	}
+	if err != nil {
 		close(p.refused)
 		return err
 	}
 	close(p.admitted)
 	return nil
+}
+
+// stillPlain returns nil unless the room has been encrypted since the phone began to
+// wait: it has no keys.
+func (p *phoneSeat) stillPlain(ctx context.Context) error {
+	s, err := p.d.settings(ctx, p.room)
+	if err == nil && s.encrypted && p.keys == nil {
+		err = call.ErrRoomEncrypted
+	}
+	return err
 }
 
 // thrownOut removes the phones of a ghost that is no longer in a room: at once
