@@ -14,6 +14,7 @@ import (
 	"github.com/trunkhall/trunkhall/sfu"
 	"github.com/trunkhall/trunkhall/sip/bridge"
 	"github.com/trunkhall/trunkhall/sip/dialog"
+	"github.com/trunkhall/trunkhall/sip/numbers"
 )
 
 // The attributes of a phone's participant: LiveKit's names, which its SDKs and
@@ -523,20 +524,23 @@ func (l *leg) onRefer(d *dialog.Call, e dialog.Referred) {
 	}
 	req := call.DialRequest{Room: now.Room, RoomID: now.RoomID, By: by, Number: e.To.User}
 	l.s.background(func(ctx context.Context) {
-		l.s.refer(ctx, d, e, req)
+		l.s.refer(ctx, l, d, e, req)
 	})
 }
 
 // refer places the call that a phone asked for and tells it how that goes.
-func (s *Server) refer(ctx context.Context, d *dialog.Call, e dialog.Referred, req call.DialRequest) {
-	report := func(code int, reason string) bool {
+func (s *Server) refer(ctx context.Context, l *leg, d *dialog.Call, e dialog.Referred, req call.DialRequest) {
+	report := func(code int, reason string) {
 		if err := d.ReferResult(e.ID, code, reason); err != nil {
 			s.log.Debug("report a transfer", "err", err)
 		}
-		return code >= 200
 	}
 	leg, err := s.dial(ctx, req, dialExtra{replaces: e.Replaces, referred: true})
 	if err != nil {
+		var refusal *numbers.Refusal
+		if errors.As(err, &refusal) && refusal.Reason == numbers.Emergency {
+			l.post(func() { l.say(promptEmergency) })
+		}
 		report(603, "Decline")
 		return
 	}
