@@ -52,6 +52,13 @@ func (s *Server) Transfer(ctx context.Context, id call.LegID, to string, headers
 	if err != nil {
 		return err
 	}
+	for stale := true; stale; {
+		select {
+		case <-l.refers: // how an earlier one went that nobody waited for any more
+		default:
+			stale = false
+		}
+	}
 	if err := d.Refer(ctx, target, replaces, extra...); err != nil {
 		var refused *dialog.Refused
 		if errors.As(err, &refused) {
@@ -220,6 +227,11 @@ func (s *Server) Hold(ctx context.Context, id call.LegID, on bool) error {
 	}
 	answer, err := d.Offer(ctx, offer)
 	if err != nil {
+		l.post(func() { // the other side goes on as before, and so do we
+			if m := l.sound.media.Load(); m != nil {
+				m.SetHold(!on)
+			}
+		})
 		return fmt.Errorf("hold: %w", err)
 	}
 	return l.ask(func() error {
