@@ -42,7 +42,7 @@ func TestScenariosCarrySound(t *testing.T) {
 			load.hear(&c)
 			server.say("usage")
 			server.hear(&after)
-			if c.Sent == 0 || c.Received < c.Sent/10 || c.Received > 2*c.Sent {
+			if c.Sent == 0 || c.Received < c.Sent/10 {
 				t.Errorf("%d packets received, %d sent", c.Received, c.Sent)
 			}
 			if after.CPU <= before.CPU || after.Files < sc.phones || after.Problem != "" {
