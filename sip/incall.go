@@ -124,8 +124,23 @@ func (l *leg) talk() {
 			l.end(verdict{cause: call.CauseLimit, text: limitText(why), q850: 31})
 			return
 		}
+		if l.abandoned(time.Now()) {
+			l.log.Info("nobody else is in the call")
+			l.end(verdict{cause: call.CauseRoomEnded, text: "nobody else was in the call", q850: 16})
+			return
+		}
 		l.pause(min(left, time.Minute))
 	}
+}
+
+// aloneLimit is how long a phone that was called from here may be alone in its
+// room: whoever called it has gone, and it is this side that pays.
+const aloneLimit = 10 * time.Minute
+
+// abandoned reports whether the leg is to end because nobody is there any more. A
+// phone that called in itself may wait as long as it likes.
+func (l *leg) abandoned(now time.Time) bool {
+	return l.alone && l.snapshot().Direction == call.Outbound && now.Sub(l.aloneSince) >= aloneLimit
 }
 
 func limitText(limit string) string {
@@ -152,6 +167,9 @@ func (l *leg) onRoom(e bridge.Event) {
 			l.say(promptModUnmuted)
 		}
 	case bridge.Alone:
+		if e.Alone && !l.alone {
+			l.aloneSince = time.Now()
+		}
 		if l.alone = e.Alone; l.alone && !l.snapshot().Answered.IsZero() {
 			l.say(promptAlone)
 		}

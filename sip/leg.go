@@ -58,27 +58,28 @@ type leg struct {
 	phone  *bridge.Phone
 	voice  *speaker // before the leg is in a room
 
-	over     bool
-	farewell func()          // says goodbye to the other side; nil once it is gone
-	ctx      context.Context // ends when the leg is over: what it waits for is given up
-	cancel   context.CancelFunc
-	live     int // dialogs whose events are still to come
-	open     map[*dialog.Call]bool
-	work     sync.WaitGroup   // goroutines of await and background
-	pressed  func(digit byte) // what a digit means at present
-	keys     keys
-	digits   int // that came since digitsAt
-	digitsAt time.Time
-	toPress  string // digits that wait to go out by INFO
-	pressing bool
-	refers   chan dialog.ReferProgress
-	answer   []byte // our description for the answer to an INVITE
-	inviteAt time.Time
-	early    bool          // 183 with sound was sent or came
-	left     chan struct{} // closed when the phone is out of the room
-	alone    bool
-	private  bool // no number in attributes
-	attrs    map[string]string
+	over       bool
+	farewell   func()          // says goodbye to the other side; nil once it is gone
+	ctx        context.Context // ends when the leg is over: what it waits for is given up
+	cancel     context.CancelFunc
+	live       int // dialogs whose events are still to come
+	open       map[*dialog.Call]bool
+	work       sync.WaitGroup   // goroutines of await and background
+	pressed    func(digit byte) // what a digit means at present
+	keys       keys
+	digits     int // that came since digitsAt
+	digitsAt   time.Time
+	toPress    string // digits that wait to go out by INFO
+	pressing   bool
+	refers     chan dialog.ReferProgress
+	answer     []byte // our description for the answer to an INVITE
+	inviteAt   time.Time
+	early      bool          // 183 with sound was sent or came
+	left       chan struct{} // closed when the phone is out of the room
+	alone      bool
+	aloneSince time.Time
+	private    bool // no number in attributes
+	attrs      map[string]string
 
 	// Of a call out: started tells Dial that the INVITE is on its way, or why not;
 	// answered and dialing tell the script what became of it; last is how the
