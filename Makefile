@@ -100,6 +100,10 @@ fuzz: ## run each fuzz target for FUZZTIME (60s)
 		done; \
 	done
 
+.PHONY: soak
+soak: server ## thousands of telephone calls, and what they leave behind
+	TRUNKHALL_SOAK=1 TRUNKHALL_BIN=$(CURDIR)/bin/trunkhall go test -count=1 -v -tags goolm -timeout 30m -run 'TestManyCalls|TestCallsLeaveNothing' ./test/phones
+
 .PHONY: bench
 bench: server ## the figures of docs/performance.md
 	./bin/trunkhall bench sfu

@@ -14,7 +14,7 @@ func TestCallsIn(t *testing.T) {
 	t.Parallel()
 	g := StartGateway(t, GatewayOptions{})
 	t.Run("scenarios", func(t *testing.T) {
-		for _, c := range []struct {
+		for i, c := range []struct {
 			Scenario
 			number string // empty: one with a room of its own
 			v6     bool
@@ -105,6 +105,8 @@ func TestCallsIn(t *testing.T) {
 				c.Caller = "+493055500001"
 			case "dtmf-pin":
 				c.Caller = "+493055500002"
+			default: // somebody of their own: nobody is rung by one number twice at once
+				c.Caller = fmt.Sprintf("+4930231%05d", i)
 			}
 			t.Run(strings.TrimSpace(fmt.Sprint(c.File, " ", c.Transport, " ", c.IP)), func(t *testing.T) {
 				t.Parallel()

@@ -56,7 +56,7 @@ type Gateway struct {
 	SIP    netip.AddrPort // UDP and TCP
 	SIP6   netip.AddrPort
 	TLS    netip.AddrPort
-	RTP    int // the first of 400 ports
+	RTP    int // the first of its media ports
 	Lines  map[string]Line
 	CAFile string // whom to believe that TLS is the gateway's
 	admin  *harness.Account
@@ -66,6 +66,8 @@ type Gateway struct {
 // GatewayOptions change what is configured.
 type GatewayOptions struct {
 	Lines  []string // scenarios to call: a line for each
+	Many   bool     // thousands of calls: as many ports as there are
+	Limits string   // further entries of sip.limits, YAML
 	Ring   string   // how long calls out may ring; empty: 50s
 	Phones string   // settings of the trunk "phones", at 127.0.0.1; YAML
 	Trunks string   // further entries of sip.trunks, YAML
@@ -86,6 +88,10 @@ var lineSettings = map[string]string{
 func StartGateway(t testing.TB, o GatewayOptions) *Gateway {
 	t.Helper()
 	g := &Gateway{t: t, Lines: map[string]Line{}, RTP: FreePorts(t, "127.0.0.1", 400)}
+	last := g.RTP + 399
+	if o.Many {
+		g.RTP, last = 33000, 39999
+	}
 	sip := FreePorts(t, "127.0.0.1", 4)
 	g.SIP = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sip))
 	g.SIP6 = netip.AddrPortFrom(netip.IPv6Loopback(), uint16(FreePort(t, "::1")))
@@ -120,7 +126,7 @@ sip:
   tls_key_file: %s
   rtp_ports: %d-%d
   default_country: DE
-  limits: {new_account: 0s, user_hourly: 1000, user_concurrent: 50}
+  limits: {new_account: 0s, user_hourly: 1000, user_concurrent: 50, %s}
   outbound: {allow_prefixes: ["+49151"], ring_timeout: %s}
   rooms: [{room: conference, title: Conference, pin: "%s"}]
 %s
@@ -135,7 +141,7 @@ sip:
     - {match: {to: "%s"}, action: {type: pin, prompt_lang: en, attempts: 3, lockout: 10m}}
     - {match: {to: "%s"}, action: {type: user, user: "@bob:localhost", timeout: 20s}}
     - {match: {to: "+4930100*"}, action: {type: callee, room: call}}
-`, registrationSecret, o.Rest, g.SIP, g.SIP, g.SIP6, g.SIP6, g.TLS, cert, key, g.RTP, g.RTP+399, or(o.Ring, "50s"), fixedPIN, o.SIP,
+`, registrationSecret, o.Rest, g.SIP, g.SIP, g.SIP6, g.SIP6, g.TLS, cert, key, g.RTP, last, or(o.Limits, "max_calls: 200"), or(o.Ring, "50s"), fixedPIN, o.SIP,
 		phoneIP, or(o.Phones, "codecs: [PCMU, PCMA, G722, opus]"), plainIP, digestIP, secureIP, earlyIP, strictIP, trunks.String(), o.Trunks, o.Rules, pinNumber, userNumber)})
 	return g
 }

@@ -256,7 +256,7 @@ func TestSpeech(t *testing.T) {
 			phone.Dial(g.URI(number))
 			phone.Must("CALL_ESTABLISHED")
 			who := a.Phone("the telephone", nil).Identity
-			time.Sleep(5 * time.Second) // announcements to the phone are over
+			time.Sleep(5 * time.Second)                                                                   // announcements to the phone are over
 			said := Sound{speech.Rate, append(append([]float64{}, speech.Samples...), speech.Samples...)} // over and over
 			var toPhone, toAlice, other float64
 			// As with tones, a few tries are allowed.
