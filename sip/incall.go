@@ -59,9 +59,7 @@ func (l *leg) join(status string) bool {
 			seat.Grant.Metadata = metadata
 		}
 	}
-	phone, err := await(l, joinLimit, func(ctx context.Context) (*bridge.Phone, error) {
-		return l.s.bridges.Join(ctx, seat, o)
-	})
+	phone, err := l.enterRoom(seat, o)
 	if err == nil {
 		l.phone, l.left = phone, left
 		l.update(func(now *call.Leg) { now.Identity = phone.Identity() })
@@ -79,6 +77,36 @@ func (l *leg) join(status string) bool {
 	}
 	l.startVoice()
 	return l.refuseAloud(err)
+}
+
+// enterRoom joins the bridge. A room that is so busy that it does not answer in
+// time is given up, and left again if it lets the phone in after all.
+func (l *leg) enterRoom(seat call.Seat, o bridge.PhoneOptions) (*bridge.Phone, error) {
+	type result struct {
+		phone *bridge.Phone
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, joinLimit)
+	joined, got := make(chan struct{}), result{}
+	l.work.Go(func() {
+		defer cancel()
+		defer close(joined)
+		got.phone, got.err = l.s.bridges.Join(ctx, seat, o)
+	})
+	timer := time.NewTimer(joinLimit)
+	defer timer.Stop()
+	l.pump(joined, timer.C)
+	select {
+	case <-joined:
+		return got.phone, got.err
+	default:
+	}
+	l.work.Go(func() {
+		if <-joined; got.err == nil {
+			got.phone.Leave(sfu.ReasonJoinFailure)
+		}
+	})
+	return nil, fmt.Errorf("room %s does not answer: %w", seat.Room, call.ErrUnavailable)
 }
 
 // attributes are those of the participant at the beginning.
