@@ -108,6 +108,7 @@ soak: server ## thousands of telephone calls, and what they leave behind
 bench: server ## the figures of docs/performance.md
 	./bin/trunkhall bench sfu
 	./bin/trunkhall bench homeserver
+	./bin/trunkhall bench sip
 
 .PHONY: lint
 lint: check ## go vet, gofmt and, where installed, golangci-lint and govulncheck
