@@ -66,10 +66,16 @@ func (Muted) event()   {}
 func (Alone) event()   {}
 func (Data) event()    {}
 
+// maxPhones is how many telephones a room takes. Everybody in a room is told of
+// everybody who comes and goes, and one goroutine makes the sound of all of them:
+// what is cheap for a meeting must not stall the room for a crowd.
+const maxPhones = 200
+
 // Bridges are the telephones of a server, room by room.
 type Bridges struct {
 	srv    *sfu.Server
 	log    *slog.Logger
+	most   int            // telephones in one room
 	tasks  sync.WaitGroup // rooms' and phones' goroutines
 	counts counts
 
@@ -84,7 +90,7 @@ func New(srv *sfu.Server, log *slog.Logger) *Bridges {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Bridges{srv: srv, log: log, rooms: make(map[*sfu.Room]*bridge), phones: make(map[*Phone]struct{})}
+	return &Bridges{srv: srv, log: log, most: maxPhones, rooms: make(map[*sfu.Room]*bridge), phones: make(map[*Phone]struct{})}
 }
 
 // Run works until ctx ends, then takes the remaining phones out of their rooms,
@@ -104,7 +110,8 @@ func (b *Bridges) Run(ctx context.Context) error {
 
 // Join seats a telephone: it joins the room as a participant of kind SIP,
 // publishes a microphone and hears the others from now on. The caller keeps the
-// seat and calls seat.Leave after Removed. Errors wrap the kinds of package call.
+// seat and calls seat.Leave after Removed. Errors wrap the kinds of package call,
+// call.ErrRoomFull when the room has its 200 telephones.
 func (b *Bridges) Join(ctx context.Context, seat call.Seat, o PhoneOptions) (*Phone, error) {
 	if o.Sound == nil {
 		return nil, errors.New("bridge: a phone without sound")
@@ -166,6 +173,9 @@ func (b *Bridges) enter(room *sfu.Room) (*bridge, error) {
 		return nil, fmt.Errorf("telephones are being shut down: %w", call.ErrUnavailable)
 	}
 	in := b.rooms[room]
+	if in != nil && in.seats >= b.most {
+		return nil, fmt.Errorf("room %s has %d telephones: %w", room.Name(), in.seats, call.ErrRoomFull)
+	}
 	if in == nil {
 		in = newBridge(b, room)
 		b.rooms[room] = in

@@ -354,6 +354,24 @@ func (h *slowHandset) Read(now time.Time, pcm []int16) {
 }
 
 // TestManyShortCalls leaves nothing behind.
+// TestCrowd: a room takes so many telephones and no more; who leaves makes room.
+func TestCrowd(t *testing.T) {
+	_, all := start(t)
+	all.most = 2
+	first := joinPhone(t, all, testSeat("crowd", "1"), 8000, 440)
+	joinPhone(t, all, testSeat("crowd", "2"), 8000, 440)
+	join := func() error {
+		_, err := all.Join(context.Background(), testSeat("crowd", "3"), PhoneOptions{Sound: &handset{rate: 8000}})
+		return err
+	}
+	if err := join(); !errors.Is(err, call.ErrRoomFull) {
+		t.Errorf("the third of two telephones: %v", err)
+	}
+	joinPhone(t, all, testSeat("another", "1"), 8000, 440)
+	first.Leave(sfu.ReasonClientInitiated)
+	eventually(t, "the place to be free", func() bool { return join() == nil })
+}
+
 func TestManyShortCalls(t *testing.T) {
 	srv, all := start(t)
 	room := srv.OpenRoom("busy", sfu.RoomOptions{})
