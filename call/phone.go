@@ -164,6 +164,9 @@ type Seat struct {
 	Lobby   <-chan struct{}
 	Refused <-chan struct{}
 	Leave   func(ctx context.Context)
+	// Hand shows in the Matrix room whether the phone's hand is raised; nil if
+	// there is none.
+	Hand func(ctx context.Context, up bool) error
 }
 
 // A Place is where a call may lead to: a Matrix room or a plain media room.

@@ -259,6 +259,12 @@ func (s *Server) SendMessageAs(ctx context.Context, room matrix.RoomID, sender m
 	return s.sendAs(ctx, outgoing{room: room, sender: sender, device: device, typ: typ}, content)
 }
 
+// RedactAs takes back an event, as its sender could.
+func (s *Server) RedactAs(ctx context.Context, room matrix.RoomID, sender matrix.UserID, device matrix.DeviceID, event matrix.EventID) error {
+	_, err := s.sendAs(ctx, outgoing{room: room, sender: sender, device: device, typ: "m.room.redaction", redacts: event}, struct{}{})
+	return err
+}
+
 func (s *Server) sendAs(ctx context.Context, o outgoing, content any) (matrix.EventID, error) {
 	raw, err := json.Marshal(content)
 	if err != nil {

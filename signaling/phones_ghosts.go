@@ -45,6 +45,8 @@ type Ghosts interface {
 	SetMembershipOf(ctx context.Context, room matrix.RoomID, sender, target matrix.UserID, to matrix.Membership, name, reason string) error
 	SendStateAs(ctx context.Context, room matrix.RoomID, sender matrix.UserID, device matrix.DeviceID, typ, key string, content any) (matrix.EventID, error)
 	SendMessageAs(ctx context.Context, room matrix.RoomID, sender matrix.UserID, device matrix.DeviceID, typ string, content any) (matrix.EventID, error)
+	// RedactAs takes back an event of sender's.
+	RedactAs(ctx context.Context, room matrix.RoomID, sender matrix.UserID, device matrix.DeviceID, event matrix.EventID) error
 	// DirectRoom returns the room in which a ghost and a user are alone and
 	// joined, making one if there is none.
 	DirectRoom(ctx context.Context, ghost, user matrix.UserID) (matrix.RoomID, error)

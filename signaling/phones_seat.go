@@ -65,7 +65,9 @@ type phoneSeat struct {
 	inside  bool       // the ghost has come in
 	decided bool       // the lobby has
 	left    bool
-	expires time.Duration // of the call membership, counted from created
+	expires time.Duration  // of the call membership, counted from created
+	member  matrix.EventID // the membership event that counts now
+	raised  matrix.EventID // the reaction that shows a raised hand, "" if it is down
 }
 
 // Seat gives a phone a place in a room. Refusals are call.ErrRoomLocked,
@@ -352,6 +354,7 @@ func (p *phoneSeat) seat() call.Seat {
 		Room: p.at.Room, RoomID: p.at.RoomID, Title: p.at.Title,
 		Grant: phoneGrant(p.at.Room, p.identity(), p.name),
 		Leave: p.leave,
+		Hand:  p.hand,
 	}
 	if p.admitted != nil {
 		s.Lobby, s.Refused = p.admitted, p.refused
@@ -437,6 +440,7 @@ func (p *phoneSeat) enterLocked(ctx context.Context) error {
 	if p.event, err = p.sendMember(ctx, false); err != nil {
 		return err
 	}
+	p.member = p.event
 	if first {
 		p.notify(ctx)
 	}
@@ -678,7 +682,10 @@ func (p *phoneSeat) renewLocked(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	p.expires += memberExpires
-	_, err := p.sendMember(ctx, true)
+	id, err := p.sendMember(ctx, true)
+	if err == nil {
+		p.renewed(ctx, id)
+	}
 	return err
 }
 

@@ -409,6 +409,13 @@ func (l *leg) starCode(name string) {
 	case keyHand:
 		up := !l.snapshot().Hand
 		l.phone.SetHand(up)
+		if show := l.seat.Hand; show != nil {
+			l.background(func(ctx context.Context) {
+				if err := show(ctx, up); err != nil {
+					l.log.Info("the hand could not be shown in the room", "err", err)
+				}
+			})
+		}
 		l.update(func(now *call.Leg) { now.Hand = up })
 		l.say(pick(up, promptHandUp, promptHandDown))
 	case keyHelp:
