@@ -7,10 +7,13 @@ import (
 	"testing"
 )
 
-// TestDecodesAsLibopusDoes compares with the reference implementation on the same packets.
+// TestDecodesAsLibopusDoes compares with the reference implementation on the same
+// packets. Without DTX: what is played in its gaps is noise, each decoder's own.
 func TestDecodesAsLibopusDoes(t *testing.T) {
 	for _, rate := range []int{8000, 16000, 48000} {
-		enc, err := NewEncoder(DefaultConfig(rate))
+		config := DefaultConfig(rate)
+		config.DTX = false
+		enc, err := NewEncoder(config)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +47,7 @@ func TestDecodesAsLibopusDoes(t *testing.T) {
 				noise += d * d
 			}
 		}
-		if snr := 10 * math.Log10(signal/math.Max(noise, 1e-9)); snr < 60 {
+		if snr := 10 * math.Log10(signal/math.Max(noise, 1e-9)); snr < 80 {
 			t.Errorf("at %d Hz the decoders differ: SNR %.1f dB", rate, snr)
 		}
 	}
