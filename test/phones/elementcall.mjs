@@ -96,6 +96,14 @@ await run(async (config) => {
   const now = await settings();
   must(now.legs.length === 1 && now.legs[0].encrypted === config.encrypted, 'the leg is not encrypted as the room is', now.legs);
 
+  step('the telephone raises its hand');
+  const hand = () => alice.page.evaluate(() => document.body.innerText.includes('✋'));
+  must(!(await hand()), 'a hand is up already');
+  await ask('hand');
+  await poll('alice sees the hand', hand);
+  await ask('hand');
+  await poll('the hand is down', async () => !(await hand()));
+
   step('the telephone hangs up');
   await ask('hangup');
   await poll('the telephone is gone', async (saw) => {

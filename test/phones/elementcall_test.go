@@ -76,6 +76,7 @@ func elementCall(t *testing.T, g *Gateway, mode string, encrypted bool) {
 				}
 				return report(heard.HasTone(523))
 			},
+			"hand":   func() any { phone.Press("*5"); return true },
 			"hangup": func() any { phone.Hangup(); return true },
 		},
 	})
