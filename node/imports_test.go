@@ -63,7 +63,7 @@ var fenced = map[string][]string{
 	"github.com/pion/ice":                     {"sfu"},
 	"github.com/pion/dtls":                    {"sfu", "sip/media"},
 	"github.com/pion/srtp":                    {"sfu", "sip/media"},
-	"github.com/pion/sdp":                     {"sfu", "sip/media"},
+	"github.com/pion/sdp":                     {"sfu"},
 	"github.com/emiago/sipgo":                 {"sip", "sip/dialog", "sip/trunk"},
 	"github.com/nyaruka/phonenumbers":         {"sip/numbers"},
 	"github.com/gobwas/ws":                    {"sip/dialog"},

@@ -718,7 +718,7 @@ func (c *Call) uriFor() string { return c.build("X", 0, nil, "", nil).uri }
 
 // mayAuthorize says whether a challenge inside the dialog may be answered: only
 // if the trunk has asked for the INVITE in the same way and realm. Anything else
-// could be the far end fishing for a digest (T-SIP-06); calls that came in have
+// could be the far end fishing for a digest; calls that came in have
 // no credentials at all.
 func (c *Call) mayAuthorize(res *message) bool {
 	if c.inbound || c.asked.code != res.code || c.asked.realm == "" {

@@ -69,7 +69,7 @@ func TestRequestDigest(t *testing.T) {
 	finish(t, out)
 }
 
-// T-SIP-06.
+// What a cheat or a replay answers to a challenge is refused.
 func TestDigestRefused(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		n := 0

@@ -392,7 +392,7 @@ func mergeKey(m *message) string {
 	return m.callID + "\x00" + m.from.tag() + "\x00" + strconv.Itoa(int(m.seq))
 }
 
-// admitConn counts a connection in, if there is room (T-SIP-12: idle connections
+// admitConn counts a connection in, if there is room (idle connections
 // cannot use up the machine, nor one host all of them).
 func (e *Endpoint) admitConn(ip netip.Addr) bool {
 	e.mu.Lock()

@@ -156,7 +156,7 @@ func TestFraming(t *testing.T) {
 	}
 }
 
-// T-SIP-02: a length that cannot be believed ends the connection, after a 400.
+// A length that cannot be believed ends the connection, after a 400.
 func TestBadFraming(t *testing.T) {
 	for name, change := range map[string][2]string{
 		"negative":        {"Content-Length: 3", "Content-Length: -3"},
@@ -208,7 +208,7 @@ func TestBadFraming(t *testing.T) {
 	}
 }
 
-// T-SIP-12: connections that say nothing cannot use the server up.
+// Connections that say nothing cannot use the server up.
 func TestIdleConnections(t *testing.T) {
 	server, _ := testTLS(t)
 	s := newSide(t, func(c *Config, _ *desk) {
@@ -253,7 +253,7 @@ func TestIdleConnections(t *testing.T) {
 	}
 }
 
-// T-SIP-03: large and strange messages are bounded.
+// Large and strange messages are bounded.
 func TestLargeMessages(t *testing.T) {
 	s := newSide(t)
 	u, err := net.Dial("udp", strings.TrimPrefix(s.uri, "sip:"))

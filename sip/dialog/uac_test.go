@@ -378,7 +378,7 @@ func TestDialDigest(t *testing.T) {
 			}
 		})
 	})
-	// T-SIP-06: the far end asks inside the dialog for what the trunk never asked.
+	// The far end asks inside the dialog for what the trunk never asked.
 	t.Run("fishing", func(t *testing.T) {
 		bubble(t, func(t *testing.T, s *side, p *phone) {
 			c, _ := p.dialed(s, nil, withAuth)
@@ -640,7 +640,7 @@ func TestReplaces(t *testing.T) {
 	})
 }
 
-// T-SIP-10: an INVITE of ours that comes back.
+// An INVITE of ours that comes back.
 func TestLoop(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		c, inv := p.called(s)

@@ -364,7 +364,7 @@ func TestReinvite(t *testing.T) {
 	})
 }
 
-// T-SIP-08: right Call-ID, wrong tags or source.
+// Right Call-ID, wrong tags or source.
 func TestDialogIsGuarded(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		pc, c := p.talk(s)
@@ -403,7 +403,7 @@ func TestDialogIsGuarded(t *testing.T) {
 	})
 }
 
-// T-SIP-07: outside of a dialog nothing but INVITE, OPTIONS and REGISTER means
+// Outside of a dialog nothing but INVITE, OPTIONS and REGISTER means
 // anything; REFER never dials.
 func TestOutsideDialog(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
@@ -456,7 +456,7 @@ func TestHangUpBeforeACK(t *testing.T) {
 	})
 }
 
-// T-SIPTLS-01: a secure URI over an open transport.
+// A secure URI over an open transport.
 func TestSIPSNeedsTLS(t *testing.T) {
 	bubble(t, func(t *testing.T, s *side, p *phone) {
 		pc := &phoneCall{id: "s", tag: "1", to: "<sips:+4930123@192.0.2.1>", seq: 1}

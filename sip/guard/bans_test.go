@@ -23,7 +23,7 @@ func testBans(change func(*Block)) *Bans {
 	return b
 }
 
-// T-SIP-05: somebody tries extensions one after the other, with a User-Agent like
+// Somebody tries extensions one after the other, with a User-Agent like
 // anybody's.
 func TestScanIsBanned(t *testing.T) {
 	b := testBans(nil)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// T-PIN-01: a machine calls again and again and tries three PINs each time. It
+// A machine calls again and again and tries three PINs each time. It
 // has a thousand numbers to show.
 func TestGuessing(t *testing.T) {
 	for name, numbers := range map[string]int{"one number": 1, "no number": 0, "a thousand numbers": 1000} {

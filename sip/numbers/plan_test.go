@@ -208,7 +208,7 @@ func TestOneTrunkOnly(t *testing.T) {
 }
 
 // A call to one of our own numbers goes out over one trunk and comes in over
-// another: the provider bills both, and nobody talks (T-SIP-10).
+// another: the provider bills both, and nobody talks.
 func TestOwnNumber(t *testing.T) {
 	p := testPlan(t, nil)
 	for typed, want := range map[string]Reason{"030 1234567": OwnNumber, "200": OwnNumber, "030 9876543": Allowed} {
