@@ -304,7 +304,7 @@ func TestLargeRequest(t *testing.T) {
 		break
 	}
 	if b == nil {
-		t.Skip("no port that is free for both")
+		t.Fatal("no port that is free for both")
 	}
 	a := newSide(t)
 	large := func(o *Outgoing) { o.SDP = bytes.Repeat([]byte("a=x\r\n"), 400) }
@@ -323,7 +323,7 @@ func TestLargeRequest(t *testing.T) {
 func TestIPv6(t *testing.T) {
 	l, err := net.ListenPacket("udp", "[::1]:0")
 	if err != nil {
-		t.Skip("no IPv6 here")
+		t.Fatalf("the loopback address of IPv6 is needed: %v", err)
 	}
 	l.Close()
 	v6 := func(c *Config, _ *desk) { c.Listen = []string{"udp://[::1]:0"} }

@@ -1,3 +1,5 @@
+//go:build soak
+
 package phones
 
 import (
@@ -12,12 +14,6 @@ import (
 
 // The long runs are `make soak`: minutes of load on a machine with nothing else
 // to do.
-func soak(t *testing.T) {
-	t.Helper()
-	if os.Getenv("TRUNKHALL_SOAK") == "" {
-		t.Skip("a long run: make soak")
-	}
-}
 
 // holdings is what a process holds of what can leak.
 type holdings struct {
@@ -58,7 +54,6 @@ func (g *Gateway) holdings(t *testing.T) holdings {
 // 200 calls a second for half a minute, each into a room of its own, none of which
 // fails.
 func TestManyCalls(t *testing.T) {
-	soak(t)
 	const number = "+4930400001"
 	g := StartGateway(t, GatewayOptions{Many: true, Limits: "max_calls: 5000", Rules: `
     - {match: {to: "` + number + `"}, action: {type: individual, room: load}}`})
@@ -67,7 +62,6 @@ func TestManyCalls(t *testing.T) {
 
 // 2,000 short calls leave nothing behind.
 func TestCallsLeaveNothing(t *testing.T) {
-	soak(t)
 	g := StartGateway(t, GatewayOptions{Many: true, Limits: "max_calls: 5000"})
 	number, room := g.Room()
 	calls := func(n int) {
