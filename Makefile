@@ -103,8 +103,8 @@ fuzz: ## run each fuzz target for FUZZTIME (60s)
 	done
 
 .PHONY: soak
-soak: server ## thousands of telephone calls, and what they leave behind
-	TRUNKHALL_BIN=$(CURDIR)/bin/trunkhall go test -count=1 -v -tags 'goolm soak' -timeout 30m -run 'TestManyCalls|TestCallsLeaveNothing' ./test/phones
+soak: server ## thousands of telephone calls and what they leave behind; the delay between two phones
+	TRUNKHALL_BIN=$(CURDIR)/bin/trunkhall go test -count=1 -v -tags 'goolm soak' -timeout 30m -run 'TestManyCalls|TestCallsLeaveNothing|TestAddedDelay' ./test/phones
 
 .PHONY: bench
 bench: server ## the figures of docs/performance.md
