@@ -40,7 +40,7 @@ func printSIPBench(w io.Writer, r bench.Result) {
 		value, limit float64
 	}{
 		{"CPU ms of signalling a call", r.SignallingMillis, 1 * scale},
-		{"% of a core a phone, sound copied", r.CopyPercent, 0.15 * scale},
+		{"% of a core a phone, two of them alone", r.CopyPercent, 0.15 * scale},
 		{"% of a core a phone, with a browser", r.TwoPartyPercent, 1 * scale},
 		{"% of a core a phone, conference of 40", r.ConferencePercent, 0.6 * scale},
 		{"ms of delay added between two phones", r.AddedDelayMillis, 60},

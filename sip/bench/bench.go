@@ -1,6 +1,6 @@
 // Package bench measures what telephones cost: the CPU time of a call's signalling, of
-// a phone whose sound is only copied, of one in a room of two and of one in a
-// conference, and how much delay a room adds between two phones.
+// one of two phones that speak with each other alone, whose G.711 goes from one to the
+// other without another codec, of one with a browser and of one in a conference, and how much delay a room adds between two phones.
 //
 // The gateway's parts and the telephones are processes of their own, so that each
 // figure is the CPU time of the server alone. Figures only mean something beside the
@@ -54,8 +54,7 @@ type scenario struct {
 	name    string
 	phones  int
 	perRoom int
-	talkers int  // of each room, the others are silent
-	copied  bool // joined in pairs, no room
+	talkers int // of each room, the others are silent
 	// browsers are members of each room who speak Opus: without one that listens,
 	// nothing would have to be encoded.
 	browsers int
@@ -64,7 +63,7 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{name: "copy", phones: 50, perRoom: 2, talkers: 2, copied: true},
+	{name: "copy", phones: 50, perRoom: 2, talkers: 2},
 	{name: "two-party", phones: 24, perRoom: 1, talkers: 1, browsers: 1, speaking: true},
 	{name: "conference", phones: 40, perRoom: 40, talkers: 3, browsers: 1},
 	{name: "delay", phones: 8, perRoom: 2, talkers: 1, clicks: true},

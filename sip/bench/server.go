@@ -104,21 +104,7 @@ func ServeMedia(name string, in io.Reader, out io.Writer) error {
 		sessions, ports = append(sessions, s), append(ports, s.Local().Port())
 	}
 	check := func() (int, string) { return len(sessions), "" }
-	if sc.copied {
-		for i := 0; i+1 < len(sessions); i += 2 {
-			if _, err := media.Copy(sessions[i], sessions[i+1]); err != nil {
-				return err
-			}
-		}
-		check = func() (int, string) {
-			for _, s := range sessions {
-				if !s.Copying() {
-					return 0, "a copy has ended"
-				}
-			}
-			return len(sessions), ""
-		}
-	} else if err := seat(ctx, &running, sc, sessions); err != nil {
+	if err := seat(ctx, &running, sc, sessions); err != nil {
 		return err
 	}
 	if err := json.NewEncoder(out).Encode(ports); err != nil {

@@ -170,12 +170,7 @@ func (s *Session) sort(b []byte, from netip.AddrPort, now time.Time) {
 // take handles an RTP packet.
 func (s *Session) take(b []byte, from netip.AddrPort, now time.Time) {
 	s.mu.Lock()
-	digit, first, partner, out := s.accept(b, from, now)
-	if partner != nil {
-		// The partner's lock is taken with ours held. That is safe, because it is
-		// that of a sender, which takes no other.
-		partner.out.forward(&s.in.packet, out, s.in.codec, now)
-	}
+	digit, first := s.accept(b, from, now)
 	s.mu.Unlock()
 	if first && s.opts.Events.Media != nil && !s.ended.Load() {
 		s.opts.Events.Media()
@@ -192,8 +187,8 @@ func (s *Session) digit(digit byte, how string) {
 }
 
 // accept reads a packet, decides whether it belongs to the call and gives it to the
-// jitter buffer, or returns the session it is to be copied to.
-func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit byte, first bool, partner *Session, what content) {
+// jitter buffer.
+func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit byte, first bool) {
 	in := &s.in
 	if in.codec == "" {
 		return
@@ -239,9 +234,6 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 			digit = 0
 		}
 	}
-	if partner = s.partner.Load(); partner != nil {
-		return digit, first, partner, f.content
-	}
 	if !in.wanted {
 		return
 	}
@@ -261,7 +253,7 @@ func (s *Session) accept(b []byte, from netip.AddrPort, now time.Time) (digit by
 		p.PayloadType = audio.ComfortNoiseType
 	}
 	in.sound.Push(p, now)
-	return digit, first, nil, f.content
+	return digit, first
 }
 
 // decrypt opens a packet and puts it into in.packet.
@@ -299,16 +291,15 @@ func (s *Session) follow(f format) format {
 	next := *s.plan
 	next.codec = f.codec
 	s.plan = &next
-	s.part()
 	return f
 }
 
-// Read fills pcm with the next 20 ms from the telephone. Before there is any sound, on
-// hold and while joined by Copy that is silence.
+// Read fills pcm with the next 20 ms from the telephone. Before there is any sound and
+// on hold that is silence.
 func (s *Session) Read(now time.Time, pcm []int16) {
 	s.mu.Lock()
 	in := &s.in
-	if in.sound == nil || !in.wanted || s.partner.Load() != nil || len(pcm) != audio.FrameSamples(in.codec.Rate()) {
+	if in.sound == nil || !in.wanted || len(pcm) != audio.FrameSamples(in.codec.Rate()) {
 		s.mu.Unlock()
 		clear(pcm)
 		return

@@ -74,7 +74,6 @@ type sender struct {
 	buf      [sendRoom]byte
 	sealed   []byte // room for a packet that is encrypted
 
-	copied forwarding
 }
 
 func (o *sender) start(rtp, control *net.UDPConn) {
@@ -187,14 +186,11 @@ func (o *sender) dropKeys() {
 func (o *sender) ready() bool { return o.to.IsValid() && (!o.secure || o.seal != nil) }
 
 // Write sends 20 ms to the telephone. While it cannot be sent (on hold, no address,
-// no keys yet, joined by Copy) it is dropped, which is no error; neither is a network
+// no keys yet) it is dropped, which is no error; neither is a network
 // that loses it.
 func (s *Session) Write(pcm []int16) error {
 	if s.ended.Load() {
 		return ErrClosed
-	}
-	if s.partner.Load() != nil {
-		return nil
 	}
 	return s.out.write(pcm, time.Now())
 }
@@ -283,12 +279,11 @@ func (o *sender) press() {
 
 // Press sends digits (0-9, *, #, A-D) one after the other, each for 100 ms with a gap
 // of at least 50 ms; w waits for half a second, anything else is left out. They go out
-// with the frames that are written, so a Copy ends. With DTMFInfo nothing happens.
+// with the frames that are written. With DTMFInfo nothing happens.
 func (s *Session) Press(digits string) {
 	if s.opts.DTMF == DTMFInfo {
 		return
 	}
-	s.part()
 	o := &s.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -310,11 +305,8 @@ func (s *Session) Press(digits string) {
 
 // send sends n octets of payload in o.buf. The caller holds o.mu.
 func (o *sender) send(marker bool, number uint8, stamp uint32, n int, now time.Time) {
-	o.sendAs(o.seq, marker, number, stamp, n, now)
+	seq := o.seq
 	o.seq++
-}
-
-func (o *sender) sendAs(seq uint16, marker bool, number uint8, stamp uint32, n int, now time.Time) {
 	b := o.buf[:headerSize+n]
 	b[0], b[1] = 0x80, number
 	if marker {

@@ -29,8 +29,7 @@ type Session struct {
 	wg    sync.WaitGroup
 	ended atomic.Bool
 
-	out     sender                  // its lock is taken after mu, if both are
-	partner atomic.Pointer[Session] // set while Copy joins this session with another
+	out sender // its lock is taken after mu, if both are
 
 	mu       sync.Mutex // guards the following; never held while calling Events or another session
 	ip       netip.Addr // ours, in descriptions
@@ -98,7 +97,6 @@ func (s *Session) Close() {
 		s.wg.Wait()
 		return
 	}
-	s.part()
 	s.bye()
 	s.mu.Lock()
 	tls := s.tls
@@ -464,9 +462,6 @@ func (s *Session) apply(p *plan, final bool) error {
 		s.turned = time.Now()
 	}
 	s.plan, s.final = p, s.final || final
-	if before != nil && (before.codec != p.codec || before.keying != p.keying) {
-		s.part()
-	}
 	if p.keying == KeyingDTLS {
 		s.associate(p)
 	} else if s.tls != nil {
