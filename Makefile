@@ -66,7 +66,7 @@ test: test-tools build check test-client test-go test-livekitsdk test-whole ## i
 
 .PHONY: check
 check: ## go vet and gofmt
-	@unformatted=$$(git ls-files -z '*.go' | xargs -0 gofmt -l); \
+	@unformatted=$$(find . -name node_modules -prune -o -name '*.go' -print0 | xargs -0 gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	go vet -tags goolm ./...
 	go vet -tags 'goolm soak' ./test/phones
